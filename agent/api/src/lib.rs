@@ -1,0 +1,19 @@
+//! The wire between the programs of a node: protobuf messages over unix sockets, client and server.
+//!
+//! Nothing is decided here. Conversions between messages and the records of the `policy` crate stand in `snapshot`.
+
+pub mod connect;
+
+mod generated {
+    #![allow(missing_docs, unreachable_pub, clippy::all, clippy::allow_attributes, clippy::large_futures, reason = "generated")]
+    include!(concat!(env!("OUT_DIR"), "/messages.rs"));
+}
+
+/// Messages and services of the agent.
+pub use generated::selvage::agent::v1 as agent;
+/// Compiled policy on the wire.
+pub use generated::selvage::policy::v1 as policy;
+/// Hubble's flow messages.
+pub use generated::flow;
+/// Hubble's observer service.
+pub use generated::observer;

@@ -1,0 +1,59 @@
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::Addr;
+
+/// Bits of [`Endpoint::flags`].
+pub mod endpoint_flag {
+    /// Ingress is default-deny: only what a rule allows comes in.
+    pub const ENFORCE_INGRESS: u32 = 1;
+    /// Egress is default-deny.
+    pub const ENFORCE_EGRESS: u32 = 2;
+    /// Has bandwidth limits: never `bpf_redirect_peer`, which skips the queues of the veth.
+    pub const SHAPED: u32 = 4;
+}
+
+/// A pod of this node, by its address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct Endpoint {
+    /// Index of the host side of its veth, in the node's namespace.
+    pub ifindex: u32,
+    /// Its identity.
+    pub identity: u32,
+    /// Changes whenever its rules, its identity or its attachment do; never reused by another endpoint, never 0.
+    pub generation: u32,
+    /// The rules in force, [`crate::RuleKey::ruleset`]; swapped whole by writing another number here.
+    pub ruleset: u32,
+    /// Bits of [`endpoint_flag`].
+    pub flags: u32,
+    /// Ethernet address of the pod's side, network order, low 6 bytes; `from_tunnel` writes it into the header it pushes.
+    pub mac: [u8; 6],
+    /// Always zero.
+    pub reserved: [u8; 2],
+}
+
+/// Bits of [`Config::flags`].
+pub mod config_flag {
+    /// What claims a pod's address and comes in clear over the uplink is dropped.
+    pub const ENCRYPTED: u32 = 1;
+}
+
+/// What the programs of this node must know.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct Config {
+    /// First address of the pod network of the whole cluster.
+    pub pod_network: Addr,
+    /// Its netmask, in the form of an address.
+    pub pod_netmask: Addr,
+    /// This node's own address on the uplink.
+    pub node_address: Addr,
+    /// Number of listener slots in use by the proxy, at least 1; the slot of a new connection is a hash modulo this.
+    pub slots: u32,
+    /// Index of the loopback device.
+    pub loopback_ifindex: u32,
+    /// Bits of [`config_flag`].
+    pub flags: u32,
+    /// Always zero.
+    pub reserved: u32,
+}
