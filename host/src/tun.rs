@@ -1,0 +1,105 @@
+//! A TUN device: IP packets to and from a file descriptor (Documentation/networking/tuntap.rst of the kernel).
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use nix::errno::Errno;
+
+/// Where the kernel offers TUN devices.
+const CLONE_DEVICE: &str = "/dev/net/tun";
+
+/// Why there is no TUN device.
+#[derive(Debug, thiserror::Error)]
+pub enum TunError {
+    /// A device name has 1 to 15 bytes, no `/`, `:`, `%` or white space, and is not `.` or `..`.
+    #[error("{0:?} is not a possible name of a network device")]
+    Name(String),
+    /// Another process holds the only queue of the device.
+    #[error("TUN device {0} is in use by another process")]
+    Busy(String),
+    /// A device of that name is not a TUN device, or has other flags.
+    #[error(
+        "{0} exists and is not a single-queue TUN device with these flags: delete it or choose another name"
+    )]
+    Incompatible(String),
+    /// The clone device could not be opened.
+    #[error("cannot open {CLONE_DEVICE}: {0}")]
+    Open(io::Error),
+    /// A request was refused.
+    #[error("TUN device {name}: {request}: {source}")]
+    Request {
+        /// The device.
+        name: String,
+        /// The request.
+        request: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+mod requests {
+    nix::ioctl_write_ptr_bad!(tun_set_interface, libc::TUNSETIFF, libc::ifreq);
+    nix::ioctl_write_int_bad!(tun_set_persist, libc::TUNSETPERSIST);
+}
+
+/// Opens the TUN device `name` of the calling thread's network namespace, or makes it: no packet information, one queue, without
+/// an address, persistent (device and routes outlive the process). The descriptor does not block and is close-on-exec.
+///
+/// With `vnet_header` each packet is preceded by a `virtio_net_hdr` of 10 bytes.
+///
+/// # Errors
+/// See [`TunError`]; a device that another process holds is [`TunError::Busy`].
+pub fn open_or_create(name: &str, vnet_header: bool) -> Result<OwnedFd, TunError> {
+    let mut request = interface_request(name)?;
+    let mut flags = libc::IFF_TUN | libc::IFF_NO_PI;
+    if vnet_header {
+        flags |= libc::IFF_VNET_HDR;
+    }
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(CLONE_DEVICE)
+        .map_err(TunError::Open)?;
+    #[expect(unsafe_code, reason = "ioctl")]
+    // SAFETY: TUNSETIFF reads and writes one `ifreq`, which lives through the call.
+    let attached = unsafe { requests::tun_set_interface(file.as_raw_fd(), &raw const request) };
+    attached.map_err(|errno| match errno {
+        Errno::EBUSY => TunError::Busy(name.to_owned()),
+        Errno::EINVAL => TunError::Incompatible(name.to_owned()),
+        _ => TunError::Request {
+            name: name.to_owned(),
+            request: "attach (root is needed)",
+            source: errno.into(),
+        },
+    })?;
+    #[expect(unsafe_code, reason = "ioctl")]
+    // SAFETY: TUNSETPERSIST takes a number and no pointer.
+    let persistent = unsafe { requests::tun_set_persist(file.as_raw_fd(), 1) };
+    persistent.map_err(|errno| TunError::Request {
+        name: name.to_owned(),
+        request: "make it persistent",
+        source: errno.into(),
+    })?;
+    Ok(file.into())
+}
+
+fn interface_request(name: &str) -> Result<libc::ifreq, TunError> {
+    let bad = |byte: u8| matches!(byte, b'/' | b':' | b'%') || byte.is_ascii_whitespace() || byte == 0;
+    if name.is_empty() || name.len() >= libc::IFNAMSIZ || name == "." || name == ".." || name.bytes().any(bad)
+    {
+        return Err(TunError::Name(name.to_owned()));
+    }
+    let mut request = libc::ifreq {
+        ifr_name: [0; libc::IFNAMSIZ],
+        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_newname: [0; libc::IFNAMSIZ] },
+    };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    Ok(request)
+}
