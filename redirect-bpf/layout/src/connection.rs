@@ -67,6 +67,9 @@ pub struct ConnectionEntry {
     pub slot: u8,
     /// 1 if `a` opened the flow, 0 if `b` did.
     pub opened_by_a: u8,
+    /// 1 if the opener's packets reached the pod through the node's stack, which may have translated them: replies
+    /// must go back through it, and the opener's egress was judged on the address that it dialled, not on this one.
+    pub through_stack: u8,
     /// Always zero.
-    pub reserved: [u8; 11],
+    pub reserved: [u8; 10],
 }

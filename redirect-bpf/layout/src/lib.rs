@@ -80,7 +80,7 @@ pub mod limits {
     pub const IDENTITIES: u32 = 262_144;
     /// Lowered rules of one node: 256 endpoints of 1,000 prefixes each.
     pub const RULES: u32 = 262_144;
-    /// Live flows of one node, 128 bytes each: 32 MiB.
+    /// Live flows of one node, about 160 bytes each: 40 MiB.
     pub const CONNECTIONS: u32 = 262_144;
     /// New entries that one endpoint may make within [`QUOTA_WINDOW_NS`]: an eighth of the table, so that a scan by
     /// one pod cannot push out the entries of the others faster than they are used again.

@@ -1,0 +1,67 @@
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
+
+use aya::maps::{Map, MapData, MapError, SockMap};
+
+use crate::Error;
+use crate::layout_check::LISTENERS;
+
+/// The proxy's listeners, by slot. Belongs to the proxy's master; needs no capability, only the pin's permission.
+///
+/// A listener that is closed leaves its slot by itself, and a SYN for an empty slot is dropped: never answered by
+/// somebody else.
+pub struct Listeners {
+    slots: SockMap<MapData>,
+}
+
+impl Listeners {
+    /// Number of slots.
+    pub const SLOTS: u32 = layout::limits::LISTENERS;
+
+    /// Opens the pinned map; the agent must have loaded the datapath once.
+    ///
+    /// # Errors
+    /// [`Error::Map`] if it is not pinned or may not be opened, [`Error::LayoutMismatch`] if it is another version's.
+    pub fn open(pin_dir: &Path) -> Result<Self, Error> {
+        let slots = SockMap::try_from(Map::SockMap(LISTENERS.open(pin_dir)?))
+            .map_err(|source| LISTENERS.error("open", source))?;
+        Ok(Self { slots })
+    }
+
+    /// Puts a TCP socket that listens already into a slot, over the one that may be there. The socket there before
+    /// keeps what is in its queue and gets nothing new.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a slot out of range, [`Error::Map`] for a socket that does not listen.
+    pub fn set(&mut self, slot: u32, listener: &impl AsFd) -> Result<(), Error> {
+        check_slot(slot)?;
+        self.slots
+            .set(slot, &listener.as_fd().as_raw_fd(), 0)
+            .map_err(|source| LISTENERS.error("store a listener (it must listen already)", source))
+    }
+
+    /// Empties a slot; an empty one is fine.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a slot out of range, [`Error::Map`] if the kernel refuses.
+    pub fn clear(&mut self, slot: u32) -> Result<(), Error> {
+        check_slot(slot)?;
+        match self.slots.clear_index(&slot) {
+            // What the kernel says of a slot without a socket.
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EINVAL) => {
+                Ok(())
+            }
+            other => other.map_err(|source| LISTENERS.error("empty a slot", source)),
+        }
+    }
+}
+
+fn check_slot(slot: u32) -> Result<(), Error> {
+    if slot < Listeners::SLOTS {
+        return Ok(());
+    }
+    Err(Error::Invalid {
+        field: "slot",
+        problem: format!("{slot} is out of range: there are {} slots", Listeners::SLOTS),
+    })
+}

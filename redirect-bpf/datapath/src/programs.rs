@@ -1,0 +1,167 @@
+use std::path::{Path, PathBuf};
+
+use aya::programs::{SchedClassifier, SkLookup, TcAttachType};
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+
+use crate::links::{self, Attachment, Loaded, Program};
+use crate::maps::Maps;
+use crate::{Error, Events, layout_check, pins};
+
+/// The object that build.rs made.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SELVAGE_EBPF_OBJECT"));
+
+/// The loaded programs, their attachments and their maps.
+///
+/// Dropping it, or the death of its process, changes nothing for packets: programs stay attached through pinned links
+/// and work on pinned maps. After a restart: [`Datapath::open`], then [`Datapath::adopt`].
+pub struct Datapath {
+    ebpf: Ebpf,
+    pin_dir: PathBuf,
+    /// The maps, to read and to fill.
+    pub maps: Maps,
+}
+
+impl Datapath {
+    /// Loads the programs; makes the maps and pins them in `pin_dir`, or takes over the ones pinned there. Attaches
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`Error::LayoutMismatch`] if a pinned map is another version's (nothing is changed then), [`Error::Pin`] if
+    /// the folder cannot be made, [`Error::Load`] and [`Error::Program`] if the kernel does not take the programs.
+    pub fn open(pin_dir: &Path) -> Result<Self, Error> {
+        for shape in &layout_check::ALL {
+            shape.check_if_pinned(pin_dir)?;
+        }
+        pins::create(pin_dir)?;
+        let mut ebpf = EbpfLoader::new()
+            .default_map_pin_directory(pin_dir)
+            .verifier_log_level(VerifierLogLevel::STATS)
+            .load(OBJECT)
+            .map_err(|source| Error::Load(Box::new(source)))?;
+        // What the object itself declares must be the layout too.
+        for shape in &layout_check::ALL {
+            shape.check(pin_dir)?;
+        }
+        for program in Program::ALL {
+            let result = match loaded(&mut ebpf, program)? {
+                Loaded::Tcx(program, _) => program.load(),
+                Loaded::SkLookup(program) => program.load(),
+            };
+            result.map_err(|source| Error::program(program.name(), None, source))?;
+        }
+        Ok(Self { ebpf, pin_dir: pin_dir.to_owned(), maps: Maps::open(pin_dir)? })
+    }
+
+    /// Puts this version's programs behind every pinned link, each atomically, and removes the pins of links that are
+    /// dead. For the start after a restart; packets are judged throughout.
+    ///
+    /// Returns what is attached now.
+    ///
+    /// # Errors
+    /// [`Error::Link`] with the pin in question; the links before it are updated.
+    pub fn adopt(&mut self) -> Result<Vec<Attachment>, Error> {
+        let mut adopted = Vec::new();
+        for attachment in links::pinned(&self.pin_dir)? {
+            if loaded(&mut self.ebpf, attachment.program)?.update(&attachment, &self.pin_dir)? {
+                adopted.push(attachment);
+            }
+        }
+        Ok(adopted)
+    }
+
+    /// Attaches `from_pod` and `to_pod` to the host side of a pod's veth. What is attached already is updated.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if there is no such device in this network namespace, [`Error::Program`] or [`Error::Link`]
+    /// if the kernel refuses. One of the two may be attached then: the pod gets less through, never more.
+    pub fn attach_pod(&mut self, device: &str) -> Result<(), Error> {
+        self.attach(device, Program::ToPod)?;
+        self.attach(device, Program::FromPod)
+    }
+
+    /// Attaches `from_tunnel` to the TUN of the tunnel.
+    ///
+    /// # Errors
+    /// As [`Self::attach_pod`].
+    pub fn attach_tunnel(&mut self, device: &str) -> Result<(), Error> {
+        self.attach(device, Program::FromTunnel)
+    }
+
+    /// Attaches `from_uplink` to the device of the underlay.
+    ///
+    /// # Errors
+    /// As [`Self::attach_pod`].
+    pub fn attach_uplink(&mut self, device: &str) -> Result<(), Error> {
+        self.attach(device, Program::FromUplink)
+    }
+
+    /// Attaches `pick_listener` to the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// [`Error::Program`] or [`Error::Link`] if the kernel refuses.
+    pub fn attach_listener_picker(&mut self) -> Result<(), Error> {
+        self.attach(Attachment::NETWORK_NAMESPACE, Program::PickListener)
+    }
+
+    fn attach(&mut self, device: &str, program: Program) -> Result<(), Error> {
+        let attachment = Attachment { device: device.to_owned(), program };
+        let mut loaded = loaded(&mut self.ebpf, program)?;
+        if loaded.update(&attachment, &self.pin_dir)? {
+            return Ok(());
+        }
+        loaded.attach(&attachment, &self.pin_dir)
+    }
+
+    /// Detaches every program from a device and removes the pins; whether there were any. Also for a device that is
+    /// gone.
+    ///
+    /// # Errors
+    /// [`Error::Pin`] if a pin cannot be removed.
+    pub fn detach(&mut self, device: &str) -> Result<bool, Error> {
+        let mut found = false;
+        for attachment in links::pinned(&self.pin_dir)? {
+            if attachment.device == device {
+                found |= pins::remove(&attachment.pin(&self.pin_dir))?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// What is pinned as attached, dead links included.
+    ///
+    /// # Errors
+    /// [`Error::Pin`] if the folder cannot be read.
+    pub fn attachments(&self) -> Result<Vec<Attachment>, Error> {
+        links::pinned(&self.pin_dir)
+    }
+
+    /// Opens the event ring; one reader at a time.
+    ///
+    /// # Errors
+    /// As [`Events::open`].
+    pub fn events(&self) -> Result<Events, Error> {
+        Events::open(&self.pin_dir)
+    }
+
+    /// A loaded tcx program, for running it on crafted packets (`aya::programs::TestRun`); none for
+    /// [`Program::PickListener`].
+    pub fn classifier(&self, program: Program) -> Option<&SchedClassifier> {
+        self.ebpf.program(program.name())?.try_into().ok()
+    }
+}
+
+/// A program of the object, with the hook that it is for.
+fn loaded(ebpf: &mut Ebpf, program: Program) -> Result<Loaded<'_>, Error> {
+    let found = ebpf.program_mut(program.name()).ok_or(Error::Missing(program.name()))?;
+    let wrong_kind = |source| Error::program(program.name(), None, source);
+    let hook = match program {
+        Program::PickListener => {
+            let found: &mut SkLookup = found.try_into().map_err(wrong_kind)?;
+            return Ok(Loaded::SkLookup(found));
+        }
+        Program::ToPod => TcAttachType::Egress,
+        Program::FromPod | Program::FromTunnel | Program::FromUplink => TcAttachType::Ingress,
+    };
+    let found: &mut SchedClassifier = found.try_into().map_err(wrong_kind)?;
+    Ok(Loaded::Tcx(found, hook))
+}

@@ -1,0 +1,86 @@
+//! Who the two ends of a packet are.
+
+use layout::{Addr, Config, Endpoint, Reason, config_flag, identity};
+
+use crate::maps::{CONFIG, ENDPOINTS, IDENTITIES};
+use crate::packet::Packet;
+
+/// One end of a packet or flow.
+#[derive(Clone, Copy)]
+pub(crate) struct End {
+    pub(crate) identity: u32,
+    /// If it is a pod of this node.
+    pub(crate) endpoint: Option<&'static Endpoint>,
+}
+
+impl End {
+    #[inline(always)]
+    pub(crate) fn of(address: u32, config: &Config) -> Self {
+        let key = Addr::from_v4_wire(address);
+        // SAFETY: the map is not preallocated, so a removed value is freed after a grace period and unchanged until
+        // then; replaced values are new elements.
+        if let Some(endpoint) = unsafe { ENDPOINTS.get(&key) } {
+            return Self { identity: endpoint.identity, endpoint: Some(endpoint) };
+        }
+        // SAFETY: as above.
+        let identity = match unsafe { IDENTITIES.get(&key) } {
+            Some(identity) => *identity,
+            None if address == config.node_address.v4_wire() => identity::HOST,
+            None if in_pod_network(address, config) => identity::UNKNOWN,
+            None => identity::WORLD,
+        };
+        Self { identity, endpoint: None }
+    }
+
+    /// [`Endpoint::generation`], or 0 for what is no pod of this node.
+    #[inline(always)]
+    pub(crate) fn generation(&self) -> u32 {
+        match self.endpoint {
+            Some(endpoint) => endpoint.generation,
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_local(&self) -> bool {
+        self.endpoint.is_some()
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_shaped(&self) -> bool {
+        self.endpoint.is_some_and(|endpoint| endpoint.flags & layout::endpoint_flag::SHAPED != 0)
+    }
+}
+
+/// Both ends of a packet.
+pub(crate) struct Ends {
+    pub(crate) source: End,
+    pub(crate) destination: End,
+}
+
+impl Ends {
+    #[inline(always)]
+    pub(crate) fn of(packet: &mut Packet, config: &Config) -> Self {
+        let ends =
+            Self { source: End::of(packet.source, config), destination: End::of(packet.destination, config) };
+        packet.trail.source_identity = ends.source.identity;
+        packet.trail.destination_identity = ends.destination.identity;
+        ends
+    }
+}
+
+/// The node's configuration.
+#[inline(always)]
+pub(crate) fn config() -> Result<&'static Config, Reason> {
+    CONFIG.get(0).ok_or(Reason::Internal)
+}
+
+#[inline(always)]
+pub(crate) fn in_pod_network(address: u32, config: &Config) -> bool {
+    address & config.pod_netmask.v4_wire() == config.pod_network.v4_wire()
+}
+
+#[inline(always)]
+pub(crate) fn is_encrypted(config: &Config) -> bool {
+    config.flags & config_flag::ENCRYPTED != 0
+}

@@ -1,0 +1,64 @@
+//! Sockets of the node, which are the proxy's if their local end is not the node's own address.
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, bpf_sock_tuple};
+use aya_ebpf::helpers::{bpf_sk_release, bpf_skc_lookup_tcp};
+use aya_ebpf::programs::TcContext;
+
+/// Addresses and ports of a segment, in network order.
+pub(crate) struct Tuple {
+    pub(crate) source: u32,
+    pub(crate) destination: u32,
+    pub(crate) source_port: u16,
+    pub(crate) destination_port: u16,
+}
+
+/// What the node has for a TCP tuple.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Socket {
+    /// Nothing, or only a listener (a wildcard listener of the node would match any tuple).
+    None,
+    /// The remains of a connection.
+    TimeWait,
+    /// A connection, perhaps half open or half closed.
+    Live,
+}
+
+const TCP_TIME_WAIT: u32 = 6;
+const TCP_LISTEN: u32 = 10;
+/// Length of the IPv4 member of `bpf_sock_tuple`, by which the kernel tells the family.
+const IPV4_TUPLE: u32 = 12;
+
+/// The socket that a segment with this tuple would be delivered to. (The kernel runs `pick_listener` on the way if it
+/// finds none, so that program counts such a segment twice.)
+#[inline(always)]
+pub(crate) fn find(ctx: &TcContext, tuple: &Tuple) -> Socket {
+    match state(ctx, tuple) {
+        0 | TCP_LISTEN => Socket::None,
+        TCP_TIME_WAIT => Socket::TimeWait,
+        _ => Socket::Live,
+    }
+}
+
+/// State of the socket, 0 if there is none.
+#[inline(never)]
+fn state(ctx: &TcContext, of: &Tuple) -> u32 {
+    // SAFETY: a C struct of integers, for which zero is a value.
+    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+    tuple.__bindgen_anon_1.ipv4.saddr = of.source;
+    tuple.__bindgen_anon_1.ipv4.daddr = of.destination;
+    tuple.__bindgen_anon_1.ipv4.sport = of.source_port;
+    tuple.__bindgen_anon_1.ipv4.dport = of.destination_port;
+    let netns = BPF_F_CURRENT_NETNS as i64 as u64;
+    // SAFETY: the tuple lives on our stack, its length is given; the context is the kernel's own.
+    let socket = unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), &raw mut tuple, IPV4_TUPLE, netns, 0) };
+    if socket.is_null() {
+        return 0;
+    }
+    // SAFETY: not null, and referenced until it is released in the next line, exactly once.
+    unsafe {
+        let state = (*socket).state;
+        bpf_sk_release(socket.cast());
+        state
+    }
+}

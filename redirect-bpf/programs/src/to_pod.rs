@@ -1,0 +1,81 @@
+//! `to_pod`: what the node's stack delivers to a pod: sent by the proxy, judged before, sent by a process of the node,
+//! or forwarded from somewhere (a reply of the world, a packet that somebody else translated).
+
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use layout::{Reason, event_kind, mark, path};
+
+use crate::actions::{self, DROP, NEXT};
+use crate::connections::{self, Draft, Place};
+use crate::decide::{Fate, Post, decide};
+use crate::ends::{Ends, config};
+use crate::packet::{ETHERNET, ETHERTYPE_ARP, ETHERTYPE_IPV4, Frame, Packet, skb};
+use crate::report::{count, refused, tell};
+
+/// Drops: what cannot be judged must not enter the pod.
+const ON_ERROR: i32 = DROP;
+
+/// The egress of a pod of this node was judged in `from_pod`, on the address that it dialled.
+const POST: Post = Post { judges_egress: false, behind_stack: true };
+
+/// tcx egress on the host side of a pod's veth.
+#[classifier]
+pub(crate) fn to_pod(ctx: TcContext) -> i32 {
+    let mut packet = Packet::new();
+    try_to_pod(&ctx, &mut packet).unwrap_or_else(|reason| refused(&ctx, &packet, reason, ON_ERROR))
+}
+
+#[inline(always)]
+fn try_to_pod(ctx: &TcContext, packet: &mut Packet) -> Result<i32, Reason> {
+    let frame = Frame::load(ctx)?;
+    match frame.ethertype {
+        ETHERTYPE_IPV4 => {}
+        ETHERTYPE_ARP => return Ok(NEXT),
+        _ => return Err(Reason::UnsupportedProtocol),
+    }
+    let mark = skb(ctx).mark & mark::MASK;
+    if mark == mark::FROM_PROXY || mark == mark::JUDGED {
+        count(Reason::ToPodJudged);
+        return Ok(NEXT);
+    }
+    packet.read(ctx, ETHERNET, &frame.ip)?;
+    let config = config()?;
+    let ends = Ends::of(packet, config);
+    if !ends.destination.endpoint.is_some_and(|pod| pod.ifindex == skb(ctx).ifindex) {
+        return Err(Reason::NoEndpoint);
+    }
+    if skb(ctx).ingress_ifindex == 0 {
+        return from_host(ctx, packet, &ends);
+    }
+    match decide(ctx, packet, &ends, config, POST)? {
+        Fate::Proxy => {
+            count(Reason::ToPodProxied);
+            actions::to_proxy_through_loopback(ctx, config)
+        }
+        Fate::Direct | Fate::Stack => {
+            count(Reason::ToPodForwarded);
+            Ok(NEXT)
+        }
+    }
+}
+
+/// A process of this node is always let in (kubelet's probes). What it opens gets an entry, so that the pod's replies
+/// pass its egress policy; what it answers has one.
+#[inline(always)]
+fn from_host(ctx: &TcContext, packet: &mut Packet, ends: &Ends) -> Result<i32, Reason> {
+    count(Reason::IngressVerdict);
+    count(Reason::ToPodHost);
+    packet.trail.ingress_origin = 0;
+    if packet.is_icmp_error() || packet.is_reset() {
+        return Ok(NEXT);
+    }
+    let place = Place::of(packet);
+    if packet.is_pure_syn() || connections::find(&place, ends).is_none() {
+        // Not through the stack as far as translation goes: what a process sends is translated with its replies here.
+        let draft = Draft { path: path::DIRECT, slot: 0, opened_by_sender: true, through_stack: true };
+        connections::store(&place, ends, &draft)?;
+        count(Reason::NewDirect);
+        tell(ctx, packet, event_kind::ALLOWED);
+    }
+    Ok(NEXT)
+}
