@@ -1,1 +1,32 @@
-//! TODO
+//! The policy engine: pods, nodes and policy objects in; a numbered [`Snapshot`] and a list of [`Problem`]s out.
+//!
+//! The one place that decides. The proxy, the lowering to BPF maps, `mesh-ctl explain` and the tests all ask the same
+//! [`Snapshot`], so they cannot disagree. Pure: no clock, no I/O, no runtime.
+//!
+//! Reading order: [`World`] (input), [`compile()`], [`Ruleset`] (what a policy becomes), [`Snapshot`] (the answers).
+//! What is wrong or not understood denies and is listed as a [`Problem`]; it is never skipped.
+
+mod compile;
+mod decide;
+pub mod identity;
+mod manifest;
+mod origin;
+mod path;
+mod pattern;
+mod protocol;
+mod rules;
+mod snapshot;
+mod world;
+
+pub use compile::{Problem, compile};
+pub use decide::{
+    ConnectionDecision, DirectionDecision, Flow, RequestDecision, RequestHead, RequestPolicy, Scope, Verdict,
+};
+pub use identity::{Identities, IdentityEntry, IdentityId, IdentityLabels};
+pub use origin::Origin;
+pub use path::{PathProblem, judged_path};
+pub use pattern::{Pattern, PatternError};
+pub use protocol::{Direction, Protocol};
+pub use rules::{Action, DirectionRules, HeaderMatch, HttpRule, Peers, PortRange, Ports, Rule, Ruleset};
+pub use snapshot::{EndpointPolicy, Snapshot, SnapshotError, SnapshotParts};
+pub use world::{Labels, NamedPort, Node, Pod, PolicyKind, PolicyObject, World};
