@@ -3,11 +3,11 @@
 //! A namespace belongs to a *thread*. Code that must run in another one therefore gets a thread of its own ([`NetNs::run`]): a
 //! thread of a runtime that forgot to come back would silently do its next job in the wrong namespace.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -99,9 +99,12 @@ impl NetNs {
     /// It cannot be opened, or is no network namespace.
     pub fn open(path: &Path) -> Result<Self, NetNsError> {
         let failed = |source| NetNsError::Open { path: path.to_owned(), source };
-        let file = File::open(path).map_err(failed)?;
-        let target = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(failed)?;
-        if !target.to_string_lossy().starts_with("net:[") {
+        // A path that is a pipe must not make the caller wait for a writer.
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
+        #[expect(unsafe_code, reason = "ioctl")]
+        // SAFETY: NS_GET_NSTYPE takes no argument. Files that are not namespaces refuse it.
+        let kind = unsafe { request::namespace_type(file.as_raw_fd()) };
+        if kind != Ok(libc::CLONE_NEWNET) {
             return Err(NetNsError::NotANamespace(path.to_owned()));
         }
         let metadata = file.metadata().map_err(failed)?;
@@ -198,6 +201,10 @@ impl NetNs {
         setns(self, CloneFlags::CLONE_NEWNET).map_err(|errno| NetNsError::Enter(errno.into()))?;
         Ok(Entered { home, thread_bound: PhantomData })
     }
+}
+
+mod request {
+    nix::ioctl_none_bad!(namespace_type, libc::NS_GET_NSTYPE);
 }
 
 fn on_own_thread<T: Send>(work: impl FnOnce() -> Result<T, NetNsError> + Send) -> Result<T, NetNsError> {

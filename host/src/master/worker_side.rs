@@ -128,12 +128,10 @@ impl WorkerSide {
     }
 }
 
+/// Of the first thread, which is the one that `ps` shows.
 fn set_process_name() {
     let first = std::env::args_os().next().unwrap_or_default();
     let name = std::path::Path::new(&first).file_name().unwrap_or_default().as_encoded_bytes();
-    let name = name.get(..name.len().min(MAX_PROCESS_NAME)).unwrap_or_default();
     // Only a convenience for whoever reads `ps`.
-    if let Ok(name) = std::ffi::CString::new(name) {
-        let _ = nix::sys::prctl::set_name(&name);
-    }
+    let _ = std::fs::write("/proc/self/comm", name.get(..MAX_PROCESS_NAME).unwrap_or(name));
 }
