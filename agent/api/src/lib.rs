@@ -3,9 +3,19 @@
 //! Nothing is decided here. Conversions between messages and the records of the `policy` crate stand in `snapshot`.
 
 pub mod connect;
+pub mod snapshot;
 
 mod generated {
-    #![allow(missing_docs, unreachable_pub, clippy::all, clippy::allow_attributes, clippy::large_futures, reason = "generated")]
+    #![allow(
+        missing_docs,
+        unreachable_pub,
+        clippy::all,
+        clippy::allow_attributes,
+        clippy::allow_attributes_without_reason,
+        clippy::large_futures,
+        clippy::too_many_lines,
+        reason = "generated"
+    )]
     include!(concat!(env!("OUT_DIR"), "/messages.rs"));
 }
 

@@ -69,10 +69,8 @@ fn read_spec(
     };
     if raw.node_selector.is_some() {
         reader.problem(&format!("{place}.nodeSelector"), "policy for nodes is not supported yet: remove it");
-        if raw.endpoint_selector.is_none() {
-            return None;
-        }
-        return Some(isolate(salvage_subject(value, namespace)));
+        // It selects nodes: there is no pod to isolate.
+        return raw.endpoint_selector.map(|_| isolate(salvage_subject(value, namespace)));
     }
     let lists = [&raw.ingress, &raw.ingress_deny, &raw.egress, &raw.egress_deny];
     if lists.into_iter().flatten().all(Vec::is_empty) {
