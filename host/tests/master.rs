@@ -124,8 +124,12 @@ impl Drop for Master {
 
 impl Master {
     fn start(folder: &Path, variables: &[(&str, &str)]) -> Self {
+        Self::start_with(Command::new(std::env::current_exe().unwrap()), folder, variables)
+    }
+
+    fn start_with(mut command: Command, folder: &Path, variables: &[(&str, &str)]) -> Self {
         let socket = folder.join("master.sock");
-        let process = Command::new(std::env::current_exe().unwrap())
+        let process = command
             .args(ARGUMENTS)
             .env(SOCKET, &socket)
             .envs(variables.iter().copied())
@@ -180,6 +184,13 @@ fn exists(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
+/// No thread of it accepts any more.
+fn is_stopped(pid: u32) -> bool {
+    fs::read_dir(format!("/proc/{pid}/task")).unwrap().all(|task| {
+        fs::read_to_string(task.unwrap().path().join("stat")).is_ok_and(|stat| stat.contains(") T "))
+    })
+}
+
 fn children(pid: u32) -> Vec<u32> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     let lists = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("children")).ok());
@@ -215,6 +226,7 @@ fn a_killed_worker_is_replaced_and_queued_connections_are_served() {
     assert_eq!(master.published_worker(), Some(first));
 
     send_signal(first, Signal::SIGSTOP);
+    wait_for(|| is_stopped(first).then_some(()));
     let queued: Vec<TcpStream> = (0..20).map(|_| connect(address)).collect();
     send_signal(first, Signal::SIGKILL);
     let start = Instant::now();
@@ -350,7 +362,9 @@ fn the_worker_is_unprivileged() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let master = Master::start(folder.path(), &[(WORKER_USER, "65532")]);
+    let mut in_a_group = Command::new("setpriv");
+    in_a_group.arg("--groups=4242").arg(std::env::current_exe().unwrap());
+    let master = Master::start_with(in_a_group, folder.path(), &[(WORKER_USER, "65532")]);
     let answer = answer(connect(master.address())).unwrap();
     let (_, rest) = answer.trim_end().split_once(' ').unwrap();
     // Bit 13 is CAP_NET_RAW.
