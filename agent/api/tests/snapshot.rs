@@ -1,5 +1,7 @@
 //! Snapshots survive the wire unchanged, and what is not understood is refused by the name of its field.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::collections::BTreeMap;
 
 use api::policy as wire;
