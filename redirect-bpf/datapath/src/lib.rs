@@ -5,6 +5,7 @@
 //!   links and maps are pinned, and the next process adopts them.
 //! - [`Maps`] reads and writes the pinned maps; any process that may open the pins, without the programs.
 //! - [`Listeners`] holds the proxy's listening sockets; the proxy's master.
+//! - [`lower`] turns policy snapshots into the contents of the maps.
 //! - [`Events`] reads what the programs report; one reader at a time.
 
 mod error;
@@ -12,6 +13,7 @@ mod events;
 mod layout_check;
 mod links;
 mod listeners;
+pub mod lower;
 mod maps;
 mod pins;
 mod programs;

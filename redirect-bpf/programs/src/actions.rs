@@ -9,11 +9,11 @@ use layout::{Config, Endpoint, Reason, mark};
 use crate::packet::{ETHERNET, ETHERTYPE_IPV4, skb};
 
 /// Drop.
-pub(crate) const DROP: i32 = TC_ACT_SHOT as i32;
+pub(crate) const DROP: i32 = TC_ACT_SHOT;
 /// Go on in the stack, after the other programs of the hook.
 pub(crate) const NEXT: i32 = -1;
 /// Go on in the stack at once: no later program may change a mark that steers.
-const PASS: i32 = TC_ACT_OK as i32;
+const PASS: i32 = TC_ACT_OK;
 
 /// Sets our bits of the mark and leaves the others to who uses them.
 #[inline(always)]

@@ -58,7 +58,7 @@ pub(crate) fn now() -> u64 {
 /// datagrams was silent for too long. Marks the flow as used.
 #[inline(always)]
 pub(crate) fn find(place: &Place, ends: &Ends) -> Option<ConnectionEntry> {
-    let found = CONNECTIONS.get_ptr_mut(&place.key)?;
+    let found = CONNECTIONS.get_ptr_mut(place.key)?;
     // SAFETY: not null; the kernel keeps the memory, and a value that is recycled under us is some other valid entry,
     // which at worst is judged again.
     let entry = unsafe { *found };
@@ -83,7 +83,7 @@ pub(crate) fn find(place: &Place, ends: &Ends) -> Option<ConnectionEntry> {
 /// The path of the packet's entry, void or not; for packets whose pod is gone.
 #[inline(always)]
 pub(crate) fn path_of(place: &Place) -> Option<u8> {
-    let found = CONNECTIONS.get_ptr(&place.key)?;
+    let found = CONNECTIONS.get_ptr(place.key)?;
     // SAFETY: not null, and one byte.
     Some(unsafe { (*found).path })
 }
@@ -124,13 +124,13 @@ pub(crate) fn store(place: &Place, ends: &Ends, draft: &Draft) -> Result<(), Rea
         through_stack: u8::from(draft.through_stack),
         reserved: [0; 10],
     };
-    CONNECTIONS.insert(&place.key, &entry, u64::from(BPF_ANY)).map_err(|_| Reason::TableFull)
+    CONNECTIONS.insert(place.key, entry, u64::from(BPF_ANY)).map_err(|_| Reason::TableFull)
 }
 
 /// Forgets the flow. That it is gone already is as good.
 #[inline(always)]
 pub(crate) fn remove(place: &Place) {
-    let _gone_already = CONNECTIONS.remove(&place.key);
+    let _gone_already = CONNECTIONS.remove(place.key);
 }
 
 /// The listener slot of a flow: always the same for the same tuple, so that a tuple which is used again meets what is
@@ -138,10 +138,17 @@ pub(crate) fn remove(place: &Place) {
 #[inline(always)]
 pub(crate) fn slot_of(place: &Place, slots: u32) -> u8 {
     let ports = u32::from(place.key.a_port) << 16 | u32::from(place.key.b_port);
-    let mixed = place.key.a.v4_wire() ^ place.key.b.v4_wire().rotate_left(7) ^ ports;
-    // Fibonacci hashing: the high half depends on every bit.
-    let hash = mixed.wrapping_mul(0x9e37_79b1) >> 16;
-    (hash % slots.min(limits::LISTENERS).max(1)) as u8
+    let mut hash = place.key.a.v4_wire() ^ place.key.b.v4_wire().rotate_left(7) ^ ports;
+    // The finalizer of MurmurHash3: every bit of the tuple reaches every bit of the hash. One multiplication does not,
+    // and clients that differ in a few bits of their port would all meet in one slot.
+    hash ^= hash >> 16;
+    hash = hash.wrapping_mul(0x85eb_ca6b);
+    hash ^= hash >> 13;
+    hash = hash.wrapping_mul(0xc2b2_ae35);
+    hash ^= hash >> 16;
+    // `clamp` holds a panic that the verifier would have to be shown unreachable.
+    let slots = if slots == 0 { 1 } else { slots.min(limits::LISTENERS) };
+    (hash % slots) as u8
 }
 
 /// Takes one new entry from the quota of the pod behind this device.

@@ -233,7 +233,8 @@ fn restore(
         _ => sender_has_larger_port,
     };
     take_quota(ctx, post, place)?;
-    let draft = Draft { path: path::DIRECT, slot: 0, opened_by_sender, through_stack: post.behind_stack };
+    let through_stack = post.behind_stack && opened_by_sender;
+    let draft = Draft { path: path::DIRECT, slot: 0, opened_by_sender, through_stack };
     connections::store(place, ends, &draft)?;
     count(Reason::EntryRestored);
     Ok(Fate::Direct)

@@ -19,11 +19,11 @@ impl End {
         let key = Addr::from_v4_wire(address);
         // SAFETY: the map is not preallocated, so a removed value is freed after a grace period and unchanged until
         // then; replaced values are new elements.
-        if let Some(endpoint) = unsafe { ENDPOINTS.get(&key) } {
+        if let Some(endpoint) = unsafe { ENDPOINTS.get(key) } {
             return Self { identity: endpoint.identity, endpoint: Some(endpoint) };
         }
         // SAFETY: as above.
-        let identity = match unsafe { IDENTITIES.get(&key) } {
+        let identity = match unsafe { IDENTITIES.get(key) } {
             Some(identity) => *identity,
             None if address == config.node_address.v4_wire() => identity::HOST,
             None if in_pod_network(address, config) => identity::UNKNOWN,

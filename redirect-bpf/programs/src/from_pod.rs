@@ -40,7 +40,7 @@ fn try_from_pod(ctx: &TcContext, packet: &mut Packet) -> Result<i32, Reason> {
     packet.read(ctx, ETHERNET, &frame.ip)?;
     let config = config()?;
     let ends = Ends::of(packet, config);
-    if !ends.source.endpoint.is_some_and(|source| source.ifindex == skb(ctx).ifindex) {
+    if ends.source.endpoint.is_none_or(|source| source.ifindex != skb(ctx).ifindex) {
         return Err(Reason::SpoofedSource);
     }
     match decide(ctx, packet, &ends, config, POST)? {

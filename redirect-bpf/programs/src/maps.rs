@@ -1,4 +1,4 @@
-//! The maps, pinned by name. The names are those of `layout::maps` (a macro wants them as literals); the loader
+//! The maps, pinned by name but for one. The names are those of `layout::maps` (a macro wants them as literals); the loader
 //! compares names and sizes with the layout and refuses to start on a difference.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
@@ -36,3 +36,7 @@ pub(crate) static EVENTS: RingBuf = RingBuf::pinned(limits::EVENT_BYTES, 0);
 
 #[map(name = "COUNTERS_1")]
 pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(Reason::COUNT, 0);
+
+/// 1 while a tcx program on this processor asks for a socket. Not pinned: nobody else has a use for it.
+#[map]
+pub(crate) static LOOKING: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);

@@ -68,17 +68,17 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
-    /// Reads the headers of a frame. A frame too short for them that is not IPv4 reads as zeros after its EtherType.
+    /// Reads the headers of a frame. A frame too short for them that is not IPv4 reads as zeros but for its EtherType.
     #[inline(always)]
     pub(crate) fn load(ctx: &TcContext) -> Result<Self, Reason> {
         if let Ok(frame) = ctx.load::<Self>(0) {
             return Ok(frame);
         }
-        let (addresses, ethertype) = ctx.load::<([u8; 12], [u8; 2])>(0).map_err(|_| Reason::Malformed)?;
+        let ethertype: [u8; 2] = ctx.load(ETHERNET - 2).map_err(|_| Reason::Malformed)?;
         if ethertype == ETHERTYPE_IPV4 {
             return Err(Reason::Malformed);
         }
-        Ok(Self { addresses, ethertype, ip: [0; IPV4] })
+        Ok(Self { addresses: [0; 12], ethertype, ip: [0; IPV4] })
     }
 }
 

@@ -10,6 +10,7 @@ use layout::{Addr, ConnectionKey, Reason, event_kind, path};
 use crate::maps::{CONNECTIONS, LISTENERS};
 use crate::packet::{Packet, TCP};
 use crate::report::{count, emit};
+use crate::sockets::is_looking;
 
 /// Drops: `SK_PASS` would let a wildcard listener of the node answer in the proxy's place.
 const ON_ERROR: u32 = SK_DROP;
@@ -29,6 +30,10 @@ pub(crate) fn pick_listener(ctx: SkLookupContext) -> u32 {
 
 #[inline(always)]
 fn try_pick_listener(ctx: &SkLookupContext, packet: &mut Packet) -> Result<u32, Reason> {
+    // Our own programs ask for connections only, and take a listener for nothing.
+    if is_looking() {
+        return Ok(SK_DROP);
+    }
     let lookup = lookup(ctx);
     if lookup.protocol != u32::from(TCP) || lookup.family != AF_INET {
         return Ok(SK_PASS);
@@ -46,7 +51,7 @@ fn try_pick_listener(ctx: &SkLookupContext, packet: &mut Packet) -> Result<u32, 
         Addr::from_v4_wire(packet.destination),
         packet.destination_port,
     );
-    let Some(entry) = CONNECTIONS.get_ptr(&key) else {
+    let Some(entry) = CONNECTIONS.get_ptr(key) else {
         return Ok(SK_PASS);
     };
     // SAFETY: not null; the kernel keeps the memory, and a value recycled under us is some other valid entry.

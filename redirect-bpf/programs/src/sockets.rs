@@ -5,6 +5,8 @@ use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, bpf_sock_tuple};
 use aya_ebpf::helpers::{bpf_sk_release, bpf_skc_lookup_tcp};
 use aya_ebpf::programs::TcContext;
 
+use crate::maps::LOOKING;
+
 /// Addresses and ports of a segment, in network order.
 pub(crate) struct Tuple {
     pub(crate) source: u32,
@@ -29,8 +31,7 @@ const TCP_LISTEN: u32 = 10;
 /// Length of the IPv4 member of `bpf_sock_tuple`, by which the kernel tells the family.
 const IPV4_TUPLE: u32 = 12;
 
-/// The socket that a segment with this tuple would be delivered to. (The kernel runs `pick_listener` on the way if it
-/// finds none, so that program counts such a segment twice.)
+/// The socket that a segment with this tuple would be delivered to.
 #[inline(always)]
 pub(crate) fn find(ctx: &TcContext, tuple: &Tuple) -> Socket {
     match state(ctx, tuple) {
@@ -50,8 +51,10 @@ fn state(ctx: &TcContext, of: &Tuple) -> u32 {
     tuple.__bindgen_anon_1.ipv4.sport = of.source_port;
     tuple.__bindgen_anon_1.ipv4.dport = of.destination_port;
     let netns = BPF_F_CURRENT_NETNS as i64 as u64;
+    set_looking(1);
     // SAFETY: the tuple lives on our stack, its length is given; the context is the kernel's own.
     let socket = unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), &raw mut tuple, IPV4_TUPLE, netns, 0) };
+    set_looking(0);
     if socket.is_null() {
         return 0;
     }
@@ -61,4 +64,21 @@ fn state(ctx: &TcContext, of: &Tuple) -> u32 {
         bpf_sk_release(socket.cast());
         state
     }
+}
+
+/// The kernel runs `pick_listener` within a look-up that finds no connection. Nothing is delivered there and then, so
+/// that program must neither count nor report it. Neither program leaves its processor on the way.
+#[inline(always)]
+fn set_looking(value: u32) {
+    if let Some(looking) = LOOKING.get_ptr_mut(0) {
+        // SAFETY: the value of this processor, which no other writes.
+        unsafe { *looking = value }
+    }
+}
+
+/// Whether `pick_listener` was called by one of our own look-ups.
+#[inline(always)]
+pub(crate) fn is_looking() -> bool {
+    // SAFETY: as above, an integer.
+    LOOKING.get_ptr(0).is_some_and(|looking| unsafe { *looking } != 0)
 }

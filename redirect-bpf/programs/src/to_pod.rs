@@ -41,7 +41,7 @@ fn try_to_pod(ctx: &TcContext, packet: &mut Packet) -> Result<i32, Reason> {
     packet.read(ctx, ETHERNET, &frame.ip)?;
     let config = config()?;
     let ends = Ends::of(packet, config);
-    if !ends.destination.endpoint.is_some_and(|pod| pod.ifindex == skb(ctx).ifindex) {
+    if ends.destination.endpoint.is_none_or(|pod| pod.ifindex != skb(ctx).ifindex) {
         return Err(Reason::NoEndpoint);
     }
     if skb(ctx).ingress_ifindex == 0 {
@@ -71,7 +71,7 @@ fn from_host(ctx: &TcContext, packet: &mut Packet, ends: &Ends) -> Result<i32, R
     }
     let place = Place::of(packet);
     if packet.is_pure_syn() || connections::find(&place, ends).is_none() {
-        // Not through the stack as far as translation goes: what a process sends is translated with its replies here.
+        // Through the stack: what a process dialled may have been a service, and is translated back there.
         let draft = Draft { path: path::DIRECT, slot: 0, opened_by_sender: true, through_stack: true };
         connections::store(&place, ends, &draft)?;
         count(Reason::NewDirect);
