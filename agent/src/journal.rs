@@ -1,0 +1,318 @@
+//! Which address belongs to whom, on disk before anybody is told.
+//!
+//! An append-only file of JSON lines, synced after each; a kill at any byte leaves at most a cut-off last line, which was
+//! never acted upon and is dropped. Rewritten whole (crash-safely) at the start and when it has grown.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// Lines beyond what is live before the file is rewritten: some hundred kilobytes.
+const MAX_DEAD_LINES: usize = 4096;
+
+/// What an allocation is known by: a container may have several interfaces.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AttachmentKey {
+    /// The runtime's name for the pod's sandbox.
+    pub container_id: String,
+    /// Name of the interface in the pod.
+    pub interface: String,
+}
+
+impl std::fmt::Display for AttachmentKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "container {} interface {}", self.container_id, self.interface)
+    }
+}
+
+/// An address that is somebody's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Allocation {
+    /// Whose.
+    #[serde(flatten)]
+    pub key: AttachmentKey,
+    /// The address.
+    pub address: IpAddr,
+    /// Name of the host side of the veth.
+    pub host_interface: String,
+    /// Path of the pod's network namespace.
+    pub netns: String,
+    /// Namespace of the pod; empty if the runtime did not say.
+    pub pod_namespace: String,
+    /// Name of the pod; empty if the runtime did not say.
+    pub pod_name: String,
+    /// Uid of the pod; empty if the runtime did not say.
+    pub pod_uid: String,
+    /// Since the plugin built the veth.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub veth: Option<Veth>,
+}
+
+/// The veth of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Veth {
+    /// Number of the host side.
+    pub host_ifindex: u32,
+    /// Ethernet address of the pod's side.
+    pub pod_mac: [u8; 6],
+}
+
+/// A line of the file.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+enum Line {
+    /// New or changed.
+    Allocated(Allocation),
+    /// Given back.
+    Released {
+        /// What was.
+        address: IpAddr,
+        /// Milliseconds since 1970.
+        at_ms: u64,
+    },
+}
+
+/// Why an address could not be recorded; nobody may be told of it then.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The file could not be opened, read or written.
+    #[error("journal {}: cannot {action}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The file could not be rewritten.
+    #[error("journal: {0}")]
+    Rewrite(#[from] host::file::FileError),
+    /// An entry could not be put into words.
+    #[error("journal: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+/// What the journal says.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Contents {
+    /// Addresses in use.
+    pub allocations: BTreeMap<AttachmentKey, Allocation>,
+    /// When addresses that are free were last given back, in milliseconds since 1970.
+    pub released: BTreeMap<IpAddr, u64>,
+}
+
+/// The open journal.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    file: File,
+    contents: Contents,
+    dead_lines: usize,
+    /// A line may have been written in part: the file must be rewritten before anything is added.
+    torn: bool,
+}
+
+impl Contents {
+    /// Applies a line. Later lines win, so an address is never two allocations'.
+    fn apply(&mut self, line: Line) {
+        match line {
+            Line::Allocated(allocation) => {
+                let address = allocation.address;
+                self.released.remove(&address);
+                self.allocations.retain(|key, other| *key == allocation.key || other.address != address);
+                self.allocations.insert(allocation.key.clone(), allocation);
+            }
+            Line::Released { address, at_ms } => {
+                self.allocations.retain(|_, allocation| allocation.address != address);
+                self.released.insert(address, at_ms);
+            }
+        }
+    }
+
+    fn lines(&self) -> impl Iterator<Item = Line> {
+        let released = self.released.iter().map(|(&address, &at_ms)| Line::Released { address, at_ms });
+        released.chain(self.allocations.values().cloned().map(Line::Allocated))
+    }
+
+    /// From the bytes of a file; also what could not be read.
+    fn parse(bytes: &[u8]) -> (Self, Vec<String>) {
+        let mut contents = Self::default();
+        let mut problems = Vec::new();
+        for (index, line) in bytes.split_inclusive(|&byte| byte == b'\n').enumerate() {
+            match (serde_json::from_slice(line), line.ends_with(b"\n")) {
+                (Ok(line), true) => contents.apply(line),
+                // Its writer was killed before anybody was told.
+                (_, false) => problems.push(format!("line {}: cut off, dropped", index + 1)),
+                (Err(error), true) => problems.push(format!("line {}: {error}; skipped", index + 1)),
+            }
+        }
+        (contents, problems)
+    }
+}
+
+impl Journal {
+    /// Opens the journal, or makes an empty one. Returns what in it could not be read, for people.
+    ///
+    /// # Errors
+    /// The file cannot be read or rewritten.
+    pub fn open(path: &Path) -> Result<(Self, Vec<String>), JournalError> {
+        let bytes = match std::fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(source) => return Err(JournalError::Io { action: "read it", path: path.to_owned(), source }),
+        };
+        let (contents, problems) = Contents::parse(&bytes);
+        let file = rewrite(path, &contents)?;
+        Ok((Self { path: path.to_owned(), file, contents, dead_lines: 0, torn: false }, problems))
+    }
+
+    /// What it says.
+    pub fn contents(&self) -> &Contents {
+        &self.contents
+    }
+
+    /// Records an allocation, new or changed. Durable when this returns.
+    ///
+    /// # Errors
+    /// It is not recorded.
+    pub fn allocate(&mut self, allocation: Allocation) -> Result<(), JournalError> {
+        self.append(Line::Allocated(allocation))
+    }
+
+    /// Records that an address is free since `at_ms`. Durable when this returns.
+    ///
+    /// # Errors
+    /// It is not recorded.
+    pub fn release(&mut self, address: IpAddr, at_ms: u64) -> Result<(), JournalError> {
+        self.append(Line::Released { address, at_ms })
+    }
+
+    fn append(&mut self, line: Line) -> Result<(), JournalError> {
+        if self.torn || self.dead_lines > MAX_DEAD_LINES {
+            self.file = rewrite(&self.path, &self.contents)?;
+            (self.torn, self.dead_lines) = (false, 0);
+        }
+        let mut text = serde_json::to_vec(&line)?;
+        text.push(b'\n');
+        let written = self.file.write_all(&text).and_then(|()| self.file.sync_data());
+        if let Err(source) = written {
+            self.torn = true;
+            return Err(JournalError::Io { action: "write to it", path: self.path.clone(), source });
+        }
+        self.contents.apply(line);
+        self.dead_lines += 1;
+        Ok(())
+    }
+}
+
+fn rewrite(path: &Path, contents: &Contents) -> Result<File, JournalError> {
+    let mut text = Vec::new();
+    for line in contents.lines() {
+        serde_json::to_writer(&mut text, &line)?;
+        text.push(b'\n');
+    }
+    host::file::write(path, &text, 0o600)?;
+    let opened = OpenOptions::new().append(true).mode(0o600).open(path);
+    opened.map_err(|source| JournalError::Io { action: "open it", path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+pub(crate) fn allocation(container: &str, address: &str) -> Allocation {
+    Allocation {
+        key: AttachmentKey { container_id: container.to_owned(), interface: "eth0".to_owned() },
+        address: address.parse().unwrap(),
+        host_interface: format!("sv{container}"),
+        netns: "/run/netns/x".to_owned(),
+        pod_namespace: "default".to_owned(),
+        pod_name: container.to_owned(),
+        pod_uid: String::new(),
+        veth: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    /// A journal with a little of everything, and its contents after each line.
+    fn history(path: &Path) -> Vec<Contents> {
+        let (mut journal, _) = Journal::open(path).unwrap();
+        let mut states = vec![journal.contents().clone()];
+        let attached = Veth { host_ifindex: 7, pod_mac: [1, 2, 3, 4, 5, 6] };
+        let steps: [&dyn Fn(&mut Journal); 6] = [
+            &|j| j.allocate(allocation("a", "10.1.0.2")).unwrap(),
+            &|j| j.allocate(allocation("b", "10.1.0.3")).unwrap(),
+            &|j| j.allocate(Allocation { veth: Some(attached), ..allocation("a", "10.1.0.2") }).unwrap(),
+            &|j| j.release(ip("10.1.0.2"), 1_000).unwrap(),
+            &|j| j.allocate(allocation("c", "10.1.0.2")).unwrap(),
+            &|j| j.release(ip("10.1.0.3"), 2_000).unwrap(),
+        ];
+        for step in steps {
+            step(&mut journal);
+            states.push(journal.contents().clone());
+        }
+        states
+    }
+
+    #[test]
+    fn truncated_at_every_byte_it_is_what_the_whole_lines_say() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        let states = history(&path);
+        let bytes = std::fs::read(&path).unwrap();
+        assert_eq!(bytes.iter().filter(|&&b| b == b'\n').count(), 6);
+        for length in 0..=bytes.len() {
+            std::fs::write(&path, &bytes[..length]).unwrap();
+            let (mut journal, problems) = Journal::open(&path).unwrap();
+            let whole = bytes[..length].iter().filter(|&&b| b == b'\n').count();
+            assert_eq!(*journal.contents(), states[whole], "after {length} bytes");
+            let cut_off = length > 0 && bytes[length - 1] != b'\n';
+            assert_eq!(problems.len(), usize::from(cut_off), "after {length} bytes: {problems:?}");
+            // What is added next is not glued to the rest of the broken line.
+            journal.allocate(allocation("z", "10.1.0.99")).unwrap();
+            let (again, problems) = Journal::open(&path).unwrap();
+            assert_eq!((again.contents(), problems.len()), (journal.contents(), 0), "after {length} bytes");
+        }
+    }
+
+    #[test]
+    fn a_line_that_makes_no_sense_is_reported_and_the_others_hold() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        let states = history(&path);
+        let mut bytes = b"{\"allocated\":{}}\n\xff\xfe\n{\"unknown\":1}\n".to_vec();
+        bytes.extend(std::fs::read(&path).unwrap());
+        std::fs::write(&path, &bytes).unwrap();
+        let (journal, problems) = Journal::open(&path).unwrap();
+        assert_eq!(Some(journal.contents()), states.last());
+        assert_eq!(problems.len(), 3);
+    }
+
+    #[test]
+    fn it_is_rewritten_when_it_has_grown() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        let (mut journal, _) = Journal::open(&path).unwrap();
+        for at in 0..5 {
+            journal.release(ip("10.1.0.2"), at).unwrap();
+        }
+        journal.dead_lines = MAX_DEAD_LINES + 1;
+        journal.release(ip("10.1.0.2"), 5).unwrap();
+        let lines = std::fs::read_to_string(&path).unwrap().lines().count();
+        assert_eq!(lines, 2, "one for what was live, one for what came after");
+        assert_eq!(Journal::open(&path).unwrap().0.contents().released[&ip("10.1.0.2")], 5);
+    }
+}

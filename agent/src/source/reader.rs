@@ -1,0 +1,381 @@
+//! Reads the folder again and again, keeping for each file what it last said that made sense.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use policy::Problem;
+use serde::de::DeserializeOwned;
+
+use super::manifest::{self, Object, Parsed};
+use super::status::{self, NodeStatus, PodStatus};
+use super::{PodName, Records};
+use crate::config::is_object_name;
+
+/// Largest file that is read: the size that etcd takes for one object is 1.5 MiB, and a file may have many.
+const MAX_FILE_BYTES: u64 = 16 << 20;
+
+/// What tells one version of a file from the next without reading it.
+type Stamp = (u64, u64, i64, i64, i64, i64);
+
+/// A file and what it last said.
+struct Kept<T> {
+    stamp: Stamp,
+    /// `None`: it never made sense.
+    content: Option<T>,
+    /// Why the newest version is not taken.
+    error: Option<String>,
+}
+
+/// The files of one folder, by name.
+struct Files<T> {
+    folder: PathBuf,
+    suffix: &'static str,
+    files: BTreeMap<String, Kept<T>>,
+}
+
+/// The folder as it was last read.
+pub(super) struct Reader {
+    manifests: Files<Parsed>,
+    nodes: Files<NodeStatus>,
+    pods: Files<PodStatus>,
+    /// Why the newest listing is not taken.
+    trouble: Option<String>,
+    has_read: bool,
+}
+
+impl Reader {
+    pub(super) fn new(folder: &Path) -> Self {
+        Self {
+            manifests: Files::new(folder.to_owned(), ".yaml"),
+            nodes: Files::new(folder.join(status::NODES), ".json"),
+            pods: Files::new(folder.join(status::PODS), ".json"),
+            trouble: None,
+            has_read: false,
+        }
+    }
+
+    /// Reads what has changed, and the files in `touched` in any case. `None` if nothing was ever read.
+    pub(super) fn read(&mut self, touched: &HashSet<OsString>) -> Option<Records> {
+        self.trouble = self.read_folders(touched).err();
+        if let Some(why) = &self.trouble {
+            tracing::warn!(folder = %self.manifests.folder.display(), why, "manifests cannot be read; keeping what is known");
+        }
+        self.has_read.then(|| self.records())
+    }
+
+    fn read_folders(&mut self, touched: &HashSet<OsString>) -> Result<(), String> {
+        let manifests = self.manifests.list()?;
+        // Nobody deletes the last Node from a cluster; an unmounted or half-copied folder looks just like this.
+        if manifests.is_empty() {
+            return Err("no *.yaml in it".to_owned());
+        }
+        self.manifests.read(manifests, touched, |text| manifest::parse(text));
+        self.has_read = true;
+        // Without these folders nobody has announced anything yet, or they are gone for a moment.
+        if let Ok(nodes) = self.nodes.list() {
+            self.nodes.read(nodes, touched, read_json);
+        }
+        if let Ok(pods) = self.pods.list() {
+            self.pods.read(pods, touched, read_json);
+        }
+        Ok(())
+    }
+
+    fn records(&self) -> Records {
+        let mut records = Records::default();
+        let mut problems = Vec::new();
+        if let Some(why) = &self.trouble {
+            let location = self.manifests.folder.display().to_string();
+            problems.push(Problem { location, message: format!("{why}; keeping what was read before") });
+        }
+        for (name, file) in &self.manifests.files {
+            let Some(parsed) = &file.content else { continue };
+            for object in &parsed.objects {
+                if let Some(twice) = insert(&mut records, object) {
+                    let message = format!("{twice} stands in another file (or twice in this one); the first counts");
+                    problems.push(Problem { location: name.clone(), message });
+                }
+            }
+            let unknown = parsed.unknown.iter();
+            problems.extend(unknown.map(|(what, why)| Problem {
+                location: format!("{name}: {what}"),
+                message: why.clone(),
+            }));
+        }
+        for (file, status) in self.nodes.contents() {
+            records.node_status.insert(stem(file, self.nodes.suffix).to_owned(), status.clone());
+        }
+        for (file, status) in self.pods.contents() {
+            let name = stem(file, self.pods.suffix).split_once('_');
+            if let Some((namespace, name)) = name.filter(|(a, b)| is_object_name(a) && is_object_name(b)) {
+                records.pod_status.insert(PodName::new(namespace, name), status.clone());
+            }
+        }
+        self.manifests.errors(&mut problems);
+        self.nodes.errors(&mut problems);
+        self.pods.errors(&mut problems);
+        records.problems = problems;
+        records
+    }
+}
+
+/// Adds an object; gives its name back if there is one already.
+fn insert(records: &mut Records, object: &Object) -> Option<String> {
+    fn first<K: Ord, V>(entry: Entry<'_, K, V>, value: V) -> bool {
+        match entry {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(vacant) => {
+                vacant.insert(value);
+                true
+            }
+        }
+    }
+    let (is_first, what) = match object {
+        Object::Node(node) => {
+            (first(records.nodes.entry(node.name.clone()), Arc::clone(node)), format!("Node {}", node.name))
+        }
+        Object::Namespace(name, labels) => {
+            (first(records.namespaces.entry(name.clone()), labels.clone()), format!("Namespace {name}"))
+        }
+        Object::Pod(name, pod) => {
+            (first(records.pods.entry(name.clone()), Arc::clone(pod)), format!("Pod {name}"))
+        }
+        Object::Policy(policy) => {
+            let key = (policy.kind, policy.namespace.clone(), policy.name.clone());
+            let what = format!("{} {}/{}", policy.kind, policy.namespace, policy.name);
+            (first(records.policies.entry(key), Arc::clone(policy)), what)
+        }
+    };
+    (!is_first).then_some(what)
+}
+
+fn read_json<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_str(text).map_err(|error| error.to_string())
+}
+
+fn stem<'a>(file: &'a str, suffix: &str) -> &'a str {
+    file.strip_suffix(suffix).unwrap_or(file)
+}
+
+impl<T> Files<T> {
+    fn new(folder: PathBuf, suffix: &'static str) -> Self {
+        Self { folder, suffix, files: BTreeMap::new() }
+    }
+
+    /// Names and stamps of the files that are there now. Hidden ones are others' work in progress.
+    fn list(&self) -> Result<BTreeMap<String, Stamp>, String> {
+        let failed = |error: io::Error| error.to_string();
+        let mut found = BTreeMap::new();
+        for entry in fs::read_dir(&self.folder).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            if name.starts_with('.') || !name.ends_with(self.suffix) {
+                continue;
+            }
+            match fs::metadata(entry.path()) {
+                Ok(data) if data.is_file() => {
+                    let times = (data.mtime(), data.mtime_nsec(), data.ctime(), data.ctime_nsec());
+                    found.insert(name, (data.ino(), data.size(), times.0, times.1, times.2, times.3));
+                }
+                Ok(_) => {}
+                // Deleted since the folder was listed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(format!("{name}: {error}")),
+            }
+        }
+        Ok(found)
+    }
+
+    fn read(
+        &mut self,
+        found: BTreeMap<String, Stamp>,
+        touched: &HashSet<OsString>,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) {
+        let names: BTreeSet<&String> = found.keys().collect();
+        self.files.retain(|name, _| names.contains(name));
+        for (name, stamp) in found {
+            let known = self.files.get(&name).is_some_and(|file| file.stamp == stamp);
+            if known && !touched.contains(&OsString::from(&name)) {
+                continue;
+            }
+            let read = read_limited(&self.folder.join(&name), stamp.1).and_then(|text| parse(&text));
+            let file = self.files.entry(name).or_insert(Kept { stamp, content: None, error: None });
+            file.stamp = stamp;
+            match read {
+                Ok(content) => (file.content, file.error) = (Some(content), None),
+                Err(why) => file.error = Some(why),
+            }
+        }
+    }
+
+    fn contents(&self) -> impl Iterator<Item = (&String, &T)> {
+        self.files.iter().filter_map(|(name, file)| Some((name, file.content.as_ref()?)))
+    }
+
+    fn errors(&self, problems: &mut Vec<Problem>) {
+        for (name, file) in &self.files {
+            let Some(why) = &file.error else { continue };
+            let kept = if file.content.is_some() { "the version before stays in force" } else { "it has no effect" };
+            problems.push(Problem { location: name.clone(), message: format!("{why}; {kept}") });
+        }
+    }
+}
+
+fn read_limited(path: &Path, size: u64) -> Result<String, String> {
+    if size > MAX_FILE_BYTES {
+        return Err(format!("{size} bytes; at most {MAX_FILE_BYTES} are read: split the file"));
+    }
+    fs::read_to_string(path).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODE: &str = "kind: Node\nmetadata: {name: n}\nspec: {podCIDR: 10.1.0.0/16}\n";
+
+    fn pod(name: &str) -> String {
+        format!("kind: Pod\nmetadata: {{name: {name}}}\nspec: {{}}\n")
+    }
+
+    struct Fixture {
+        folder: tempfile::TempDir,
+        reader: Reader,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            fs::create_dir_all(folder.path().join(status::NODES)).unwrap();
+            fs::create_dir_all(folder.path().join(status::PODS)).unwrap();
+            let reader = Reader::new(folder.path());
+            let fixture = Self { folder, reader };
+            fixture.write("node.yaml", NODE);
+            fixture
+        }
+
+        fn write(&self, name: &str, text: &str) {
+            fs::write(self.folder.path().join(name), text).unwrap();
+        }
+
+        fn remove(&self, name: &str) {
+            fs::remove_file(self.folder.path().join(name)).unwrap();
+        }
+
+        fn read(&mut self) -> Records {
+            self.reader.read(&HashSet::new()).unwrap()
+        }
+
+        fn pods(&mut self) -> Vec<String> {
+            self.read().pods.keys().map(|name| name.name.clone()).collect()
+        }
+    }
+
+    #[test]
+    fn objects_come_change_and_go_with_their_files() {
+        let mut fixture = Fixture::new();
+        fixture.write("a.yaml", &pod("one"));
+        fixture.write("b.yaml", &format!("{}---\n{}", pod("two"), pod("three")));
+        fixture.write("notes.txt", "no manifest");
+        fixture.write(".hidden.yaml", &pod("hidden"));
+        assert_eq!(fixture.pods(), ["one", "three", "two"]);
+        fixture.write("b.yaml", &pod("four"));
+        fixture.remove("a.yaml");
+        assert_eq!(fixture.pods(), ["four"]);
+        assert_eq!(fixture.read().problems, []);
+    }
+
+    #[test]
+    fn a_file_that_does_not_parse_keeps_its_last_good_objects() {
+        let mut fixture = Fixture::new();
+        fixture.write("a.yaml", &pod("one"));
+        fixture.write("never.yaml", "{");
+        assert_eq!(fixture.pods(), ["one"]);
+        fixture.write("a.yaml", "kind: [unfinished");
+        let records = fixture.read();
+        assert_eq!(records.pods.len(), 1);
+        let locations: Vec<_> = records.problems.iter().map(|p| p.location.as_str()).collect();
+        assert_eq!(locations, ["a.yaml", "never.yaml"]);
+        fixture.write("a.yaml", &pod("two"));
+        fixture.remove("never.yaml");
+        assert_eq!(fixture.pods(), ["two"]);
+        assert_eq!(fixture.read().problems, []);
+    }
+
+    #[test]
+    fn the_first_file_wins_when_an_object_is_given_twice() {
+        let mut fixture = Fixture::new();
+        fixture.write("a.yaml", "kind: Pod\nmetadata: {name: p, labels: {from: a}}\nspec: {}\n");
+        fixture.write("b.yaml", "kind: Pod\nmetadata: {name: p, labels: {from: b}}\nspec: {}\n");
+        let records = fixture.read();
+        assert_eq!(records.pods.values().next().unwrap().labels["from"], "a");
+        assert_eq!(records.problems.len(), 1);
+        assert!(records.problems[0].location == "b.yaml", "{:?}", records.problems);
+        fixture.remove("a.yaml");
+        assert_eq!(fixture.read().pods.values().next().unwrap().labels["from"], "b");
+    }
+
+    #[test]
+    fn an_empty_or_missing_folder_deletes_nothing() {
+        let mut fixture = Fixture::new();
+        fixture.write("a.yaml", &pod("one"));
+        fixture.write("status/pods/default_one.json", r#"{"addresses":["10.1.0.2"],"node":"n"}"#);
+        assert_eq!(fixture.pods(), ["one"]);
+        let away = fixture.folder.path().with_extension("away");
+        fs::rename(fixture.folder.path(), &away).unwrap();
+        let missing = fixture.read();
+        fs::create_dir(fixture.folder.path()).unwrap();
+        let empty = fixture.read();
+        fs::remove_dir(fixture.folder.path()).unwrap();
+        fs::rename(&away, fixture.folder.path()).unwrap();
+        for records in [missing, empty] {
+            assert_eq!((records.pods.len(), records.pod_status.len(), records.problems.len()), (1, 1, 1));
+        }
+        assert_eq!(fixture.read().problems, []);
+    }
+
+    #[test]
+    fn nothing_was_read_until_there_is_a_manifest() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut reader = Reader::new(folder.path());
+        assert!(reader.read(&HashSet::new()).is_none());
+        assert!(Reader::new(&folder.path().join("missing")).read(&HashSet::new()).is_none());
+    }
+
+    #[test]
+    fn status_is_read_and_withdrawn() {
+        let mut fixture = Fixture::new();
+        fixture.write(
+            "status/nodes/n.json",
+            r#"{"publicKey":"k","endpoint":"172.31.1.2:51820","address":"172.31.1.2","podRanges":["10.1.0.0/16"]}"#,
+        );
+        fixture.write("status/pods/a_b.json", r#"{"addresses":["10.1.0.2"],"node":"n","uid":"u"}"#);
+        fixture.write("status/pods/no-separator.json", r#"{"addresses":["10.1.0.3"],"node":"n"}"#);
+        fixture.write("status/pods/a_c.json", r#"{"addresses":["nonsense"],"node":"n"}"#);
+        let records = fixture.read();
+        assert_eq!(records.node_status["n"].endpoint.port(), 51820);
+        assert_eq!(records.pod_status.keys().map(ToString::to_string).collect::<Vec<_>>(), ["a/b"]);
+        assert_eq!(records.problems.len(), 1);
+        fixture.remove("status/pods/a_b.json");
+        assert!(fixture.read().pod_status.is_empty());
+    }
+
+    #[test]
+    fn a_touched_file_is_read_again_though_it_looks_the_same() {
+        let mut fixture = Fixture::new();
+        fixture.write("a.yaml", &pod("one"));
+        fixture.pods();
+        // As if a version had been read that was only half written.
+        fixture.reader.manifests.files.get_mut("a.yaml").unwrap().content = None;
+        assert_eq!(fixture.pods(), [""; 0]);
+        let records = fixture.reader.read(&HashSet::from(["a.yaml".into()])).unwrap();
+        assert_eq!(records.pods.len(), 1);
+    }
+}
