@@ -7,6 +7,7 @@
 //! | [`netns`] | network namespaces: open, create, run a closure inside |
 //! | [`netlink`] | links, addresses, routes, rules, neighbours |
 //! | [`tun`] | a persistent TUN device |
+//! | [`udp`] | fragments of UDP datagrams |
 //! | [`sysctl`] | kernel settings, in any network namespace |
 //! | [`file`] | files that survive a crash |
 //! | [`mount`] | the bpf file system |
@@ -19,3 +20,4 @@ pub mod netlink;
 pub mod netns;
 pub mod sysctl;
 pub mod tun;
+pub mod udp;

@@ -1,11 +1,13 @@
 //! A TUN device: IP packets to and from a file descriptor (Documentation/networking/tuntap.rst of the kernel).
 
-use std::fs::OpenOptions;
-use std::io;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use nix::errno::Errno;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Where the kernel offers TUN devices.
 const CLONE_DEVICE: &str = "/dev/net/tun";
@@ -86,6 +88,49 @@ pub fn open_or_create(name: &str, vnet_header: bool) -> Result<OwnedFd, TunError
         source: errno.into(),
     })?;
     Ok(file.into())
+}
+
+/// A queue of a TUN device in a tokio runtime; the same verbs as a `tokio::net::UdpSocket`.
+#[derive(Debug)]
+pub struct Queue(AsyncFd<File>);
+
+impl Queue {
+    /// Takes a descriptor of [`open_or_create`]. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// It cannot be waited for.
+    pub fn new(tun: OwnedFd) -> io::Result<Self> {
+        let file = File::from(tun);
+        #[expect(unsafe_code, reason = "tokio wants a promise about the descriptor")]
+        // SAFETY: `File` returns the same open descriptor from `as_raw_fd` until it is dropped, and nobody else can get at it here.
+        let registered = unsafe { AsyncFd::register_with_interest(file, Interest::READABLE) };
+        Ok(Self(registered.map_err(|error| error.into_parts().1)?))
+    }
+
+    /// Waits until [`Queue::try_read`] may have something. May be dropped and called again.
+    ///
+    /// # Errors
+    /// The runtime is going down.
+    pub async fn readable(&self) -> io::Result<()> {
+        self.0.readable().await?.retain_ready();
+        Ok(())
+    }
+
+    /// Reads one packet; its length. What does not fit `buffer` is cut off.
+    ///
+    /// # Errors
+    /// `WouldBlock` if there is none, or the device's own error.
+    pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.try_io(Interest::READABLE, |mut file| file.read(buffer))
+    }
+
+    /// Writes one packet. The kernel takes it at once, whole or not at all.
+    ///
+    /// # Errors
+    /// No packet, or the device is down.
+    pub fn write(&self, packet: &[u8]) -> io::Result<()> {
+        self.0.get_ref().write(packet).map(drop)
+    }
 }
 
 fn interface_request(name: &str) -> Result<libc::ifreq, TunError> {

@@ -48,7 +48,8 @@ mod tests {
 
     #[test]
     fn the_longest_prefix_decides_in_both_families() {
-        let table = table(&[("10.2.0.0/16", 2), ("10.2.7.0/24", 7), ("172.31.0.2/32", 2), ("fd00:2::/32", 3)]);
+        let table =
+            table(&[("10.2.0.0/16", 2), ("10.2.7.0/24", 7), ("172.31.0.2/32", 2), ("fd00:2::/32", 3)]);
         for (address, peer) in [
             ("10.2.0.1", Some(2)),
             ("10.2.255.255", Some(2)),

@@ -1,2 +1,23 @@
-//! TODO
-fn main() {}
+//! `mesh-wireguard`: see [`wireguard::program`].
+
+use anyhow::Context;
+use clap::Parser;
+use host::master::WorkerSide;
+use tracing_subscriber::EnvFilter;
+use wireguard::program::{Options, run_master, run_worker};
+
+/// boringtun calls a peer that is down an error, every few seconds; the tunnel itself logs what changes.
+const DEFAULT_LOG: &str = "info,boringtun=off";
+
+fn main() -> anyhow::Result<()> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let options = Options::parse();
+    let print = options.print_config;
+    let config = options.resolve()?;
+    if print {
+        print!("{}", toml::to_string(&config).context("printing the configuration")?);
+        return Ok(());
+    }
+    if WorkerSide::is_worker() { Ok(run_worker(&config)?) } else { Ok(run_master(&config)?) }
+}

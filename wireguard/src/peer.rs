@@ -76,6 +76,16 @@ impl Peer {
         moved
     }
 
+    /// As the agent sent it.
+    pub(crate) fn as_message(&self) -> api::agent::Peer {
+        api::agent::Peer {
+            node: self.node.clone(),
+            public_key: self.public_key.as_bytes().to_vec(),
+            endpoint: self.configured.to_string(),
+            allowed_ips: self.allowed_ips.iter().map(ToString::to_string).collect(),
+        }
+    }
+
     /// Time since the last completed handshake of the session in use; `None` without one.
     pub(crate) fn last_handshake(&self) -> Option<Duration> {
         self.tunn.time_since_last_handshake()

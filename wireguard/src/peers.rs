@@ -133,7 +133,11 @@ fn public_key(peer: &api::agent::Peer) -> Result<PublicKey, Problem> {
     })?;
     // The one point whose shared secret is known to everybody; RFC 7748, section 6.1.
     if bytes == [0; 32] {
-        return Err(Problem::of(&shortened(&peer.node), "publicKey", "the all-zero key is nobody's".to_owned()));
+        return Err(Problem::of(
+            &shortened(&peer.node),
+            "publicKey",
+            "the all-zero key is nobody's".to_owned(),
+        ));
     }
     Ok(bytes.into())
 }
@@ -174,7 +178,8 @@ mod tests {
             ("allowedIPs", "at most", |p| p.allowed_ips = vec!["10.2.0.0/16".to_owned(); 65]),
         ];
         for (field, message, change) in cases {
-            let set = PeerSet::from(api::agent::PeerSet { number: 7, peers: vec![peer(change), peer(|_| {})] });
+            let set =
+                PeerSet::from(api::agent::PeerSet { number: 7, peers: vec![peer(change), peer(|_| {})] });
             assert_eq!(set.peers.len(), 1, "{field}: {message}");
             let [refused] = set.refused.as_slice() else { panic!("{field}: {message}: nothing refused") };
             assert!(refused.problem.location.ends_with(field), "{}", refused.problem.location);

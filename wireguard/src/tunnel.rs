@@ -185,6 +185,12 @@ impl Tunnel {
         })
     }
 
+    /// The peers in force as the agent would send them, for the next start.
+    pub fn in_force(&self) -> api::agent::PeerSet {
+        let peers = self.peers.values().map(Peer::as_message).collect();
+        api::agent::PeerSet { number: self.number, peers }
+    }
+
     /// Whether peers, sessions or problems changed since the last call.
     pub fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
@@ -337,7 +343,9 @@ impl Counters {
             DuplicateCounter, InvalidCounter, InvalidPacket, InvalidTai64nTimestamp, WrongTai64nTimestamp,
         };
         match error {
-            DuplicateCounter | InvalidCounter | InvalidTai64nTimestamp | WrongTai64nTimestamp => self.replayed += 1,
+            DuplicateCounter | InvalidCounter | InvalidTai64nTimestamp | WrongTai64nTimestamp => {
+                self.replayed += 1
+            }
             InvalidPacket => self.refused_packet += 1,
             _ => self.invalid += 1,
         }

@@ -1,5 +1,7 @@
 //! Nodes joined in memory: the protocol without a kernel.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -93,12 +95,8 @@ struct Net {
 impl Net {
     /// Nodes that all know each other and have spoken.
     fn of(nodes: &[u8]) -> Self {
-        let mut net = Self {
-            nodes: BTreeMap::new(),
-            now: Instant::now(),
-            wire: Vec::new(),
-            received: Vec::new(),
-        };
+        let mut net =
+            Self { nodes: BTreeMap::new(), now: Instant::now(), wire: Vec::new(), received: Vec::new() };
         for node in nodes {
             net.nodes.insert(endpoint(*node), Tunnel::new(secret(*node), net.now));
         }
@@ -235,7 +233,11 @@ fn a_replayed_datagram_is_refused() {
         net.carry(from, Out { datagrams: vec![(datagram, to)], packets: Vec::new() });
     }
     assert!(net.take_received().is_empty());
-    assert_eq!(net.node(1).counters().replayed, 2, "node 2's initiation, and its confirmation of the session");
+    assert_eq!(
+        net.node(1).counters().replayed,
+        2,
+        "node 2's initiation, and its confirmation of the session"
+    );
     assert_eq!(net.node(2).counters().replayed, 1, "the packet");
     assert!(net.reaches(1, 2) && net.reaches(2, 1));
 }
@@ -246,7 +248,8 @@ fn the_endpoint_follows_data_and_not_a_repeated_initiation() {
     assert!(net.reaches(1, 2));
     let elsewhere: SocketAddr = "198.51.100.7:4000".parse().unwrap();
     let there = |net: &mut Net| net.node(2).peers().next().unwrap().endpoint;
-    let initiation = net.wire.iter().find(|(from, _, d)| *from == endpoint(1) && d[0] == 1).unwrap().2.clone();
+    let initiation =
+        net.wire.iter().find(|(from, _, d)| *from == endpoint(1) && d[0] == 1).unwrap().2.clone();
     net.node(2).receive(&initiation, elsewhere, &mut Out::default());
     assert_eq!(there(&mut net), endpoint(1));
 

@@ -13,7 +13,8 @@ use crate::peers::{MAX_PEERS, PeerConfig, PeerSet, Problem, Refused};
 use crate::tunnel::Sink;
 
 /// Why an entry with our own key is refused.
-const OWN_KEY: &str = "is this node's own: a packet to that peer would come back; give each node its own private key";
+const OWN_KEY: &str =
+    "is this node's own: a packet to that peer would come back; give each node its own private key";
 
 impl Tunnel {
     /// Puts `set` in force. New peers, and those that moved, are shaken hands with at once; sessions of the others go on.

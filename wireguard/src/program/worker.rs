@@ -1,0 +1,85 @@
+//! The unprivileged half: carries packets with the master's descriptors.
+
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use host::master::{Command, Descriptors, WorkerError, WorkerSide};
+use nix::sys::resource::{Resource, setrlimit};
+
+use super::{Config, PRIVATE_KEY, TUN, UDP};
+use crate::control::Control;
+use crate::device::{self, Device, DeviceError};
+use crate::keys::{self, KeyError};
+use crate::tunnel::Tunnel;
+
+/// How long a new worker leaves the descriptors to the one before it. In a hand-over that one stops within a few milliseconds of
+/// "ready"; two that read together would share out each other's handshakes. Packets wait in the kernel's queues meanwhile.
+const HANDOVER_GRACE: Duration = Duration::from_millis(20);
+
+/// Why a worker ended other than on demand.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerFailed {
+    /// Not started by a master, or the master's message is not right.
+    #[error(transparent)]
+    Start(#[from] WorkerError),
+    /// The master is of another version.
+    #[error("the master sent no descriptor named {0:?}")]
+    Missing(&'static str),
+    /// The key did not arrive.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The process could not be protected.
+    #[error("cannot keep the key out of core dumps: {0}")]
+    Protect(#[source] nix::Error),
+    /// No runtime.
+    #[error("cannot set up the worker: {0}")]
+    Runtime(#[source] std::io::Error),
+    /// The descriptors do not work.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+/// Runs a worker of [`super::run_master`] until it is told to stop or its master is gone.
+///
+/// # Errors
+/// See [`WorkerFailed`].
+pub fn run(config: &Config) -> Result<(), WorkerFailed> {
+    protect_memory().map_err(WorkerFailed::Protect)?;
+    let (mut descriptors, mut side) = WorkerSide::from_env()?;
+    let tun = take(&mut descriptors, TUN)?;
+    let udp = take(&mut descriptors, UDP)?;
+    let secret = keys::unseal(take(&mut descriptors, PRIVATE_KEY)?)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(WorkerFailed::Runtime)?;
+    let carry = async {
+        let device = Device::new(tun, udp).map_err(DeviceError::Descriptors)?;
+        side.ready();
+        if let Ok(command) = tokio::time::timeout(HANDOVER_GRACE, side.next()).await {
+            tracing::info!(?command, "stopping");
+            return Ok(());
+        }
+        let tunnel = Tunnel::new(secret, Instant::now());
+        let report = device::report(&tunnel, device.port());
+        let control = Control::start(config.agent_socket(), config.peers_file(), report);
+        let stop = async {
+            let command: Command = side.next().await;
+            tracing::info!(?command, "stopping");
+        };
+        device.run(tunnel, control, stop).await
+    };
+    let result = runtime.block_on(carry);
+    // A file of peers that is being written must not delay the end; it is written whole or not at all.
+    runtime.shutdown_background();
+    Ok(result?)
+}
+
+fn take(descriptors: &mut Descriptors, name: &'static str) -> Result<OwnedFd, WorkerFailed> {
+    let at = descriptors.iter().position(|(found, _)| found == name).ok_or(WorkerFailed::Missing(name))?;
+    Ok(descriptors.swap_remove(at).1)
+}
+
+/// No core dump, and no other process of the same user looks into this one: both would show the key.
+fn protect_memory() -> nix::Result<()> {
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    nix::sys::prctl::set_dumpable(false)
+}
