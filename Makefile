@@ -5,7 +5,7 @@ BPF_LINKER := $(TOOLS)/bin/bpf-linker
 CARGO_DENY := $(TOOLS)/bin/cargo-deny
 RUST := $(shell sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
 PACKAGES := nftables iproute2 tcpdump curl python3 nginx-light
-TEST_PACKAGES := wireguard-go wireguard-tools iperf3 containernetworking-plugins
+TEST_PACKAGES := wireguard-go wireguard-tools iperf3 containernetworking-plugins wrk nghttp2-client
 export PATH := $(TOOLS)/bin:$(HOME)/.cargo/bin:$(PATH)
 
 .PHONY: demo test lint bench test-long tools test-tools build release check-machine clean

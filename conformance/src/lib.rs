@@ -3,8 +3,10 @@
 //! The demo, the tests in `tests/` and the benchmarks share these pieces. Nothing here decides what is right: each
 //! expectation stands beside the request that it belongs to.
 
+pub mod bench;
 pub mod capture;
 pub mod command;
+pub mod demo;
 pub mod flows;
 pub mod load;
 pub mod request;
