@@ -1,2 +1,26 @@
-//! TODO
-fn main() {}
+//! `mesh-proxy`: the master, or its worker if it was started by one.
+
+use anyhow::Context;
+use clap::Parser;
+use host::master::WorkerSide;
+use proxy::config::CommandLine;
+use proxy::process;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> anyhow::Result<()> {
+    let arguments = std::env::args_os().skip(1).collect();
+    let command_line = CommandLine::parse();
+    let print_config = command_line.print_config;
+    let config = command_line.resolve()?;
+    if print_config {
+        print!("{}", toml::to_string(&config).context("cannot print the options")?);
+        return Ok(());
+    }
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    if WorkerSide::is_worker() {
+        process::run_as_worker(&config)
+    } else {
+        process::run_as_master(&config, arguments)
+    }
+}

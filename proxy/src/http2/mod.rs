@@ -1,0 +1,195 @@
+//! HTTP/2 with prior knowledge (RFC 9113 section 3.3), gRPC with it: one upstream connection for each of a client's,
+//! one upstream stream for each of its streams.
+//!
+//! Built on `h2` itself and not on hyper's layer above it, because that adds fields of its own (`date`,
+//! `content-length`) and keeps reset codes and interim responses to itself.
+
+mod io;
+mod relay;
+mod stream;
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::Poll;
+
+use bytes::{Bytes, BytesMut};
+use futures::stream::{FuturesUnordered, StreamExt};
+use h2::Reason;
+use h2::client::{self, SendRequest};
+use h2::server;
+use tokio::net::TcpStream;
+use tokio::sync::OnceCell;
+
+use crate::limits;
+use crate::session::{End, Session};
+use crate::thread::{Interrupt, Phase};
+use crate::upstream::{Connect, end_cleanly};
+use io::SharedStream;
+
+/// What a client with prior knowledge sends first (RFC 9113 section 3.4).
+pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// A socket that is still at hand, for its options, while `h2` reads and writes it.
+type Socket = Rc<RefCell<TcpStream>>;
+
+/// Serves a connection whose first bytes, in `inbox`, begin with the preface.
+pub(crate) async fn serve<C: Connect>(session: &Session<C>, client: TcpStream, inbox: BytesMut) {
+    session.live.enter(Phase::Idle);
+    let socket = Rc::new(RefCell::new(client));
+    let connection = Connection::new(session);
+    let io = SharedStream::new(socket.clone(), session.live.clone(), inbox);
+    let end = tokio::select! {
+        biased;
+        interrupt = session.interrupted() => connection.ended_by(interrupt),
+        end = connection.run(io) => end,
+    };
+    if end != End::Reset {
+        end_cleanly(&socket.borrow());
+        if let Some(upstream) = &*connection.upstream_socket.borrow() {
+            end_cleanly(&upstream.borrow());
+        }
+    }
+}
+
+/// One client's connection and the one to its server.
+struct Connection<'a, C> {
+    session: &'a Session<C>,
+    upstream: OnceCell<SendRequest<Bytes>>,
+    upstream_socket: RefCell<Option<Socket>>,
+    /// Moves bytes between the upstream socket and the upstream streams.
+    driver: RefCell<Option<client::Connection<SharedStream, Bytes>>>,
+    /// The server takes no more streams on this connection.
+    upstream_refuses: Cell<bool>,
+    /// Streams that the client has cancelled, less those that ended well.
+    cancelled: Cell<u32>,
+}
+
+impl<'a, C: Connect> Connection<'a, C> {
+    fn new(session: &'a Session<C>) -> Self {
+        Self {
+            session,
+            upstream: OnceCell::new(),
+            upstream_socket: RefCell::new(None),
+            driver: RefCell::new(None),
+            upstream_refuses: Cell::new(false),
+            cancelled: Cell::new(0),
+        }
+    }
+
+    fn ended_by(&self, interrupt: Interrupt) -> End {
+        self.session.count(interrupt);
+        let is_idle = self.session.live.phase() == Phase::Idle;
+        match interrupt {
+            Interrupt::TimedOut | Interrupt::DrainLimit if is_idle => End::Clean,
+            _ => End::Reset,
+        }
+    }
+
+    async fn run(&self, io: SharedStream) -> End {
+        let Ok(mut server) = server_builder().handshake::<_, Bytes>(io).await else { return End::Reset };
+        let mut streams = FuturesUnordered::new();
+        let mut draining = self.session.thread.draining.subscribe();
+        let mut goes_away = self.session.is_draining();
+        if goes_away {
+            server.graceful_shutdown();
+        }
+        loop {
+            tokio::select! {
+                biased;
+                Some(()) = streams.next() => if streams.is_empty() {
+                    self.session.live.enter(Phase::Idle);
+                },
+                ended = self.drive_upstream() => match ended {
+                    // As the client would see it without us: the connection broke.
+                    Err(_) => return End::Reset,
+                    Ok(()) => self.upstream_refuses.set(true),
+                },
+                accepted = server.accept() => match accepted {
+                    Some(Ok((request, respond))) => {
+                        self.session.live.enter(Phase::Exchange);
+                        streams.push(stream::serve(self, request, respond));
+                    }
+                    Some(Err(error)) => {
+                        tracing::debug!(%error, client = %self.session.client, "HTTP/2 connection broke");
+                        return End::Reset;
+                    }
+                    None => return End::Clean,
+                },
+                Ok(()) = draining.changed(), if !goes_away => {
+                    goes_away = true;
+                    server.graceful_shutdown();
+                }
+            }
+            if self.upstream_refuses.get() && !goes_away {
+                goes_away = true;
+                server.graceful_shutdown();
+            }
+            if self.cancelled.get() > limits::H2_CANCELLED_STREAMS {
+                self.cancelled.set(0);
+                self.session.counters().too_many_cancelled.add();
+                server.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+            }
+        }
+    }
+
+    /// Ends when the upstream connection does.
+    async fn drive_upstream(&self) -> Result<(), h2::Error> {
+        poll_fn(|context| {
+            let mut driver = self.driver.borrow_mut();
+            let Some(connection) = &mut *driver else { return Poll::Pending };
+            let ended = std::task::ready!(Pin::new(connection).poll(context));
+            *driver = None;
+            Poll::Ready(ended)
+        })
+        .await
+    }
+
+    /// The connection to the server, made when the first request that is allowed needs it.
+    async fn upstream(&self) -> Option<SendRequest<Bytes>> {
+        self.upstream.get_or_try_init(|| async { self.dial().await.ok_or(()) }).await.ok().cloned()
+    }
+
+    async fn dial(&self) -> Option<SendRequest<Bytes>> {
+        let socket = Rc::new(RefCell::new(self.session.connect().await?));
+        let io = SharedStream::new(socket.clone(), self.session.live.clone(), BytesMut::new());
+        let (sender, driver) = client_builder().handshake(io).await.ok()?;
+        self.upstream_socket.replace(Some(socket));
+        self.driver.replace(Some(driver));
+        Some(sender)
+    }
+
+    fn note_cancelled(&self) {
+        self.cancelled.set(self.cancelled.get() + 1);
+    }
+
+    fn note_completed(&self) {
+        self.cancelled.set(self.cancelled.get().saturating_sub(1));
+    }
+}
+
+fn server_builder() -> server::Builder {
+    let mut builder = server::Builder::new();
+    builder
+        .max_concurrent_streams(limits::H2_STREAMS)
+        .max_header_list_size(limits::H2_HEADER_LIST_BYTES)
+        .initial_window_size(limits::H2_STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(limits::H2_CONNECTION_WINDOW_BYTES)
+        .max_send_buffer_size(limits::H2_SEND_BUFFER_BYTES)
+        .max_pending_accept_reset_streams(limits::H2_PENDING_RESETS)
+        .max_local_error_reset_streams(Some(limits::H2_LOCAL_ERROR_RESETS));
+    builder
+}
+
+fn client_builder() -> client::Builder {
+    let mut builder = client::Builder::new();
+    builder
+        .enable_push(false)
+        .max_header_list_size(limits::H2_HEADER_LIST_BYTES)
+        .initial_window_size(limits::H2_STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(limits::H2_CONNECTION_WINDOW_BYTES)
+        .max_send_buffer_size(limits::H2_SEND_BUFFER_BYTES)
+        .max_local_error_reset_streams(Some(limits::H2_LOCAL_ERROR_RESETS));
+    builder
+}

@@ -1,0 +1,137 @@
+//! Every limit of the proxy, each with its reason. Hitting one refuses or ends something, and is counted.
+
+use std::time::Duration;
+
+/// Connections waiting to be accepted, per listener. The kernel caps it at `net.core.somaxconn` (4096 by default);
+/// a killed worker's queue of some 100 ms at 10,000 connections a second fits.
+pub const LISTEN_BACKLOG: i32 = 4096;
+
+/// Connections that one thread serves at a time: two descriptors and some 10 kB each, so 200 MB for a thread that is
+/// full. One more is reset at once, which its client sees; waiting in the queue would look like a dead server.
+pub const CONNECTIONS_PER_THREAD: usize = 20_000;
+
+/// Descriptors a worker may need: two for a connection of every thread of a 16-core machine, and a few.
+pub const DESCRIPTORS: u64 = 2 * 16 * CONNECTIONS_PER_THREAD as u64 + 1024;
+
+/// Bytes of a request or response head. Envoy's default is 60 KiB, nginx's 4 x 8 KiB.
+pub const HEAD_BYTES: usize = 64 * 1024;
+
+/// Fields of a head. Envoy's default is 100; a few more, so that what passed Envoy passes here.
+pub const HEAD_FIELDS: usize = 128;
+
+/// Empty lines in front of a request line that are skipped, as RFC 9112 section 2.2 asks for (at least one).
+pub const LEADING_EMPTY_LINES: usize = 4;
+
+/// Bytes of chunk extensions of one body, all chunks together: nobody uses them, floods do.
+pub const CHUNK_EXTENSION_BYTES: usize = 16 * 1024;
+
+/// Bytes of a trailer section.
+pub const TRAILER_BYTES: usize = 16 * 1024;
+
+/// Read from one side before it is written to the other; also what is read ahead of a client that pipelines.
+pub const RELAY_BYTES: usize = 16 * 1024;
+
+/// What is read at once while a head is awaited: most heads fit.
+pub const HEAD_READ_BYTES: usize = 4 * 1024;
+
+/// Body bytes of a refused request that are read and thrown away to keep its connection; a longer body closes it.
+pub const DISCARD_BYTES: u64 = 256 * 1024;
+
+/// Bytes thrown away after a last answer, so that unread input does not turn the close into a reset that
+/// takes the answer with it.
+pub const LINGER_BYTES: usize = 1024 * 1024;
+
+/// Streams that one HTTP/2 connection may have open: nginx's 128, Envoy's recommendation for the edge is 100.
+pub const H2_STREAMS: u32 = 128;
+
+/// Size of an HTTP/2 header list, decoded (RFC 9113 section 6.5.2 counts 32 bytes more for each field).
+pub const H2_HEADER_LIST_BYTES: u32 = HEAD_BYTES as u32;
+
+/// Flow-control window of an HTTP/2 stream: what one stream may have in memory in each direction. 64 KiB is the
+/// protocol's default; four times that keeps 10 Gbit/s going at 0.2 ms.
+pub const H2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+
+/// The same for all streams of a connection.
+pub const H2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+
+/// Response bytes that are kept for a stream while the peer's window is closed.
+pub const H2_SEND_BUFFER_BYTES: usize = 256 * 1024;
+
+/// Streams that a client may open and reset before they were looked at (CVE-2023-44487); the h2 crate's default.
+pub const H2_PENDING_RESETS: usize = 20;
+
+/// Streams that we reset because of a client's errors before its connection is closed (CVE-2025-8671). A correct client
+/// causes none.
+pub const H2_LOCAL_ERROR_RESETS: usize = 64;
+
+/// Streams cancelled by the client in excess of those that ended well, before its connection is closed: twice what
+/// may be open at once. Each has cost the server a request.
+pub const H2_CANCELLED_STREAMS: u32 = 2 * H2_STREAMS;
+
+/// Request records waiting to be sent to the agent, some 500 bytes each. Further ones are counted and lost.
+pub const RECORDS: usize = 8192;
+
+/// Bytes of a path or host that a record keeps.
+pub const RECORD_TEXT_BYTES: usize = 2048;
+
+/// Size of a snapshot from the agent: 150,000 addresses and 10,000 policies take some 20 MB.
+pub const SNAPSHOT_BYTES: usize = 128 * 1024 * 1024;
+
+/// First port tried upstream when the client's own cannot be used; design section 6.
+pub const FALLBACK_PORT_FIRST: u16 = 20_000;
+
+/// How many such ports there are.
+pub const FALLBACK_PORTS: u16 = 10_000;
+
+/// How many are tried. A port fails only if the same client uses it towards the same server, or if a process of the
+/// node listens on it: 64 in a row do not.
+pub const FALLBACK_TRIES: u16 = 64;
+
+/// Pause after `accept` failed for want of descriptors or memory: lets others finish instead of spinning.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+
+/// First and longest pause before the agent is dialled again.
+pub const AGENT_RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+
+/// A peer that vanished without a word is noticed after this much silence, and these probes.
+pub const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(300), Duration::from_secs(30), 4);
+
+/// How long things may take. The defaults are the product's; tests shorten them.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// From the first byte of a head to its last, against clients that drip (nginx: 60 s).
+    pub head: Duration,
+    /// Between two requests, or before the first. Servers have limits of their own, and theirs are mirrored.
+    pub idle: Duration,
+    /// An exchange in which neither side sends anything. As long as Cilium's request time-out: long polls and quiet
+    /// streams are normal.
+    pub quiet: Duration,
+    /// A write that the peer does not take a byte of. Envoy's stream idle time-out.
+    pub stall: Duration,
+    /// Connecting upstream; Cilium's figure.
+    pub connect: Duration,
+    /// Waiting for the other side's end after a last answer.
+    pub linger: Duration,
+    /// Waiting for the predecessor of a reused tuple to be gone. It has been told and has nothing to wait for.
+    pub replace: Duration,
+    /// From hand-over until what is still open is ended. Kept-alive connections end with their next response before.
+    pub drain: Duration,
+    /// How often deadlines are looked at: one timer for a thread instead of one for each request.
+    pub tick: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            head: Duration::from_secs(30),
+            idle: Duration::from_secs(3600),
+            quiet: Duration::from_secs(3600),
+            stall: Duration::from_secs(300),
+            connect: Duration::from_secs(2),
+            linger: Duration::from_secs(2),
+            replace: Duration::from_secs(1),
+            drain: Duration::from_secs(600),
+            tick: Duration::from_secs(1),
+        }
+    }
+}

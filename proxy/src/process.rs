@@ -1,0 +1,153 @@
+//! The two kinds of process: a master that owns the listeners, and the worker that serves them.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use anyhow::Context;
+use host::master::{Capability, Command, MasterConfig, WorkerSide, run_master};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::sync::watch;
+
+use crate::agent::AgentClient;
+use crate::config::Config;
+use crate::counters::Counters;
+use crate::limits::{self, Timeouts};
+use crate::policies::Policies;
+use crate::record::RecordSink;
+use crate::store::SnapshotStore;
+use crate::thread::Common;
+use crate::upstream::Transparent;
+use crate::{listener, slot};
+
+/// Runs the master until a successor has taken over or SIGTERM comes.
+///
+/// # Errors
+/// It could not start.
+pub fn run_as_master(config: &Config, worker_args: Vec<OsString>) -> anyhow::Result<()> {
+    raise_descriptor_limit()?;
+    let store = config.store_dir();
+    fs::create_dir_all(&store).with_context(|| format!("cannot make {}", store.display()))?;
+    fs::create_dir_all(&config.run_dir)
+        .with_context(|| format!("cannot make {}", config.run_dir.display()))?;
+    chown(&store, Some(config.worker_uid), Some(config.worker_uid))
+        .and_then(|()| fs::set_permissions(&store, fs::Permissions::from_mode(0o700)))
+        .with_context(|| format!("cannot give {} to uid {}", store.display(), config.worker_uid))?;
+    let master = MasterConfig {
+        name: "mesh-proxy",
+        handover_socket: config.handover_socket(),
+        worker_args,
+        worker_user: (config.worker_uid != 0).then_some(config.worker_uid),
+        worker_capabilities: vec![Capability::NetRaw, Capability::NetBindService],
+        drain_limit: config.drain() + DRAIN_GRACE,
+    };
+    run_master(master, || listener::open_all(&config.pin_dir, config.threads))?;
+    Ok(())
+}
+
+/// What a worker needs after its own drain limit to say goodbye.
+const DRAIN_GRACE: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// Runs the worker until its master wants it drained and it is, or is gone.
+///
+/// # Errors
+/// It could not start.
+pub fn run_as_worker(config: &Config) -> anyhow::Result<()> {
+    let (descriptors, side) = WorkerSide::from_env()?;
+    let listeners = listener::from_descriptors(descriptors)?;
+    let slots = u32::try_from(listeners.len()).context("more listeners than slots")?;
+    let counters = Arc::new(Counters::default());
+    let (records, queue) = RecordSink::new(counters.clone());
+    let timeouts = Timeouts { drain: config.drain(), ..Timeouts::default() };
+    let policies = Arc::new(Policies::default());
+    let store = SnapshotStore::new(&config.store_dir());
+    load_last_snapshot(&store, &policies);
+    let common = Common { policies: policies.clone(), records, counters: counters.clone(), timeouts };
+    let (retire, retired) = watch::channel(false);
+    let mut threads = Vec::new();
+    for (slot, listener) in listeners.into_iter().enumerate() {
+        listener.set_nonblocking(true).with_context(|| format!("the listener of slot {slot}"))?;
+        let (common, retired) = (common.clone(), retired.clone());
+        let connector = Transparent::new(counters.clone());
+        let thread = std::thread::Builder::new().name(format!("slot-{slot}")).spawn(move || {
+            if let Err(error) = slot::run(listener, connector, common, retired, None) {
+                tracing::error!(slot, %error, "a slot cannot be served");
+                // The master starts another worker; a slot that nobody serves would hang its clients.
+                std::process::exit(1);
+            }
+        });
+        threads.push(thread.with_context(|| format!("the thread of slot {slot}"))?);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let client = Arc::new(AgentClient::new(&config.agent_socket(), policies, Some(store), slots));
+    runtime.block_on(async {
+        let snapshots = client.clone();
+        tokio::spawn(async move { snapshots.follow_snapshots().await });
+        tokio::spawn(async move { client.send_records(queue).await });
+        obey(side, &retire, threads).await;
+    });
+    tracing::info!(counters = ?counters.all(), "worker ends");
+    Ok(())
+}
+
+fn load_last_snapshot(store: &SnapshotStore, policies: &Policies) {
+    match store.load() {
+        Ok(Some(snapshot)) => {
+            tracing::info!(
+                number = snapshot.number,
+                "the last snapshot is in force until the agent sends one"
+            );
+            policies.install(Arc::new(snapshot));
+        }
+        Ok(None) => tracing::info!("no snapshot yet: every request is refused until the agent sends one"),
+        Err(error) => tracing::error!(%error, "every request is refused until the agent sends a snapshot"),
+    }
+}
+
+/// Does what the master says. Returns when all threads have drained.
+async fn obey(mut side: WorkerSide, retire: &watch::Sender<bool>, threads: Vec<JoinHandle<()>>) {
+    side.ready();
+    match side.next().await {
+        // Nobody accounts for this worker any more. Every socket resets its peer.
+        Command::MasterGone => std::process::exit(1),
+        Command::Drain => tracing::info!("draining"),
+    }
+    retire.send_replace(true);
+    let drained = tokio::task::spawn_blocking(move || {
+        for thread in threads {
+            // A thread that panicked has logged it, and its connections are gone.
+            let _ = thread.join();
+        }
+    });
+    loop {
+        tokio::select! {
+            biased;
+            command = side.next() => if command == Command::MasterGone { std::process::exit(1) },
+            _ = drained => {
+                // What was recorded last is on its way.
+                return tokio::time::sleep(LAST_RECORDS).await;
+            }
+        }
+        return;
+    }
+}
+
+/// Time for the last records to reach the agent.
+const LAST_RECORDS: std::time::Duration = std::time::Duration::from_millis(200);
+
+fn raise_descriptor_limit() -> anyhow::Result<()> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft >= limits::DESCRIPTORS {
+        return Ok(());
+    }
+    // Above the hard limit only with CAP_SYS_RESOURCE; without it, as far as it goes.
+    let wanted = limits::DESCRIPTORS;
+    if setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted.max(hard)).is_err() {
+        let reachable = wanted.min(hard);
+        setrlimit(Resource::RLIMIT_NOFILE, reachable, hard)?;
+        tracing::warn!(reachable, wanted, "fewer descriptors than a full proxy needs");
+    }
+    Ok(())
+}

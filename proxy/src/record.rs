@@ -1,0 +1,121 @@
+//! One record for each request, sent when it ends, however it ends.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use policy::{DirectionDecision, IdentityId};
+use tokio::sync::mpsc;
+
+use crate::counters::Counters;
+use crate::gate::Judgement;
+use crate::limits;
+
+/// What is known of a request that has ended.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// When its head was complete.
+    pub time: SystemTime,
+    /// From then to its end.
+    pub latency: Duration,
+    /// Who sent it.
+    pub client: SocketAddr,
+    /// To whom.
+    pub destination: SocketAddr,
+    /// Identity of the client's address.
+    pub source_identity: IdentityId,
+    /// Identity of the destination's address.
+    pub destination_identity: IdentityId,
+    /// `HTTP/1.0`, `HTTP/1.1` or `HTTP/2`.
+    pub protocol: &'static str,
+    /// Its method; at most [`limits::RECORD_TEXT_BYTES`], like the next two.
+    pub method: Bytes,
+    /// Path and query as they came.
+    pub path: Bytes,
+    /// Its authority.
+    pub host: Bytes,
+    /// Status the client got; 0: none.
+    pub status: u16,
+    /// `grpc-status` the client got; -1: none.
+    pub grpc_status: i32,
+    /// Policy allowed it.
+    pub allowed: bool,
+    /// Stable name of what ended it; "forwarded" if it went to its end.
+    pub reason: &'static str,
+    /// The client's policy, if it is judged here.
+    pub egress: Option<DirectionDecision>,
+    /// The server's policy, if it is judged here.
+    pub ingress: Option<DirectionDecision>,
+    /// Number of the snapshot it was judged by.
+    pub snapshot: u64,
+}
+
+impl Record {
+    /// Takes over what a judgement says.
+    pub fn judged(&mut self, judgement: Judgement) {
+        self.allowed = judgement.refusal.is_none();
+        self.egress = judgement.egress;
+        self.ingress = judgement.ingress;
+        self.snapshot = judgement.snapshot;
+        self.source_identity = judgement.source_identity;
+        self.destination_identity = judgement.destination_identity;
+    }
+}
+
+/// Where records go. Never waits: what does not fit is counted.
+#[derive(Clone, Debug)]
+pub struct RecordSink {
+    queue: mpsc::Sender<Record>,
+    counters: Arc<Counters>,
+}
+
+impl RecordSink {
+    /// A queue of [`limits::RECORDS`], and its other end.
+    pub fn new(counters: Arc<Counters>) -> (Self, mpsc::Receiver<Record>) {
+        let (queue, records) = mpsc::channel(limits::RECORDS);
+        (Self { queue, counters }, records)
+    }
+
+    fn send(&self, record: Record) {
+        if self.queue.try_send(record).is_err() {
+            self.counters.records_lost.add();
+        }
+    }
+}
+
+/// A request under way. Dropping it sends its record, so that one that is cancelled is recorded too.
+#[derive(Debug)]
+pub struct Running<'a> {
+    record: Option<Record>,
+    started: Instant,
+    sink: &'a RecordSink,
+}
+
+impl<'a> Running<'a> {
+    /// Starts the clock.
+    pub fn new(sink: &'a RecordSink, record: Record) -> Self {
+        Self { record: Some(record), started: Instant::now(), sink }
+    }
+
+    /// To fill in what became known.
+    pub fn note(&mut self, change: impl FnOnce(&mut Record)) {
+        if let Some(record) = &mut self.record {
+            change(record);
+        }
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if let Some(mut record) = self.record.take() {
+            record.latency = self.started.elapsed();
+            self.sink.send(record);
+        }
+    }
+}
+
+/// The part of a text that a record keeps.
+pub fn clip(text: Bytes) -> Bytes {
+    if text.len() > limits::RECORD_TEXT_BYTES { text.slice(..limits::RECORD_TEXT_BYTES) } else { text }
+}

@@ -1,0 +1,80 @@
+//! Why a request was not forwarded, and what its client is told.
+
+/// A request, or the bytes where one should have been, that is not forwarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Policy says no.
+    Denied,
+    /// There is no snapshot yet: nothing is allowed.
+    NoSnapshot,
+    /// Malformed or ambiguous, and in what. RFC 9112 is cited where it is one of its rules.
+    Malformed(&'static str),
+    /// More bytes or fields than a head may have.
+    HeadTooLarge,
+    /// `Expect` with something else than `100-continue` (RFC 9110 section 10.1.1).
+    Expectation,
+    /// CONNECT: a tunnel could not be judged.
+    Connect,
+    /// The server could not be connected to.
+    Unreachable,
+    /// The server closed, or answered with something that is not HTTP, before a response began.
+    BadGateway,
+}
+
+impl Refusal {
+    /// Status code and reason phrase.
+    pub const fn status(self) -> (u16, &'static str) {
+        match self {
+            Self::Denied | Self::NoSnapshot => (403, "Forbidden"),
+            Self::Malformed(_) => (400, "Bad Request"),
+            Self::HeadTooLarge => (431, "Request Header Fields Too Large"),
+            Self::Expectation => (417, "Expectation Failed"),
+            Self::Connect => (405, "Method Not Allowed"),
+            Self::Unreachable => (503, "Service Unavailable"),
+            Self::BadGateway => (502, "Bad Gateway"),
+        }
+    }
+
+    /// What a gRPC client is told instead (the codes of grpc.io): 7 PERMISSION_DENIED, 14 UNAVAILABLE,
+    /// 12 UNIMPLEMENTED, 13 INTERNAL.
+    pub const fn grpc_status(self) -> u32 {
+        match self {
+            Self::Denied | Self::NoSnapshot => 7,
+            Self::Unreachable | Self::BadGateway => 14,
+            Self::Connect => 12,
+            Self::Malformed(_) | Self::HeadTooLarge | Self::Expectation => 13,
+        }
+    }
+
+    /// Text for the client, without line end.
+    pub const fn message(self) -> &'static str {
+        match self {
+            Self::Denied | Self::NoSnapshot => "Access denied",
+            Self::Malformed(what) => what,
+            Self::HeadTooLarge => "Request head too large",
+            Self::Expectation => "Unknown expectation",
+            Self::Connect => "CONNECT is not forwarded",
+            Self::Unreachable => "Upstream unreachable",
+            Self::BadGateway => "No response from upstream",
+        }
+    }
+
+    /// Stable name for flow records.
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Denied => "policy_denied",
+            Self::NoSnapshot => "no_snapshot",
+            Self::Malformed(_) => "bad_request",
+            Self::HeadTooLarge => "head_too_large",
+            Self::Expectation => "expectation_failed",
+            Self::Connect => "connect_refused",
+            Self::Unreachable => "upstream_unreachable",
+            Self::BadGateway => "upstream_gone",
+        }
+    }
+
+    /// Whether the client may go on with another request on its connection: only if it is certain where that begins.
+    pub const fn keeps_connection(self) -> bool {
+        matches!(self, Self::Denied | Self::NoSnapshot)
+    }
+}
