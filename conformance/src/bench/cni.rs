@@ -45,8 +45,7 @@ struct Times {
 /// # Errors
 /// If one fails.
 pub fn measure(lab: &Lab) -> Result<Table> {
-    let folder = tempfile::tempdir()?;
-    let plugins = [ours(lab)?, reference(folder.path())?];
+    let plugins = [ours(lab)?, reference(&super::scratch(lab, "cni")?)?];
     let mut times = [Times::default(), Times::default()];
     for round in 0..TIMES {
         // Who is first changes, so that a warm cache favours neither.

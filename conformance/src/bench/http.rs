@@ -86,9 +86,9 @@ struct Sample {
 /// # Errors
 /// If anything cannot be set up or measured, or a request did not go the way it should.
 pub fn measure(lab: &Lab, version: Version) -> Result<Table> {
-    let folder = tempfile::tempdir()?;
-    let _nginx = start_server(lab, folder.path())?;
-    let client = Client { lab, server: lab.pod_address(NS, "server")?, version, folder: folder.path() };
+    let folder = super::scratch(lab, "http")?;
+    let _nginx = start_server(lab, &folder)?;
+    let client = Client { lab, server: lab.pod_address(NS, "server")?, version, folder: &folder };
     let (mut proxied, mut relayed, mut direct) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         let worker = lab.worker_pid(NODE, PROXY)?;

@@ -13,10 +13,12 @@ pub mod throughput;
 pub mod usage;
 mod wireguard_go;
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use lab::{Lab, LabOptions};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::shop;
 
@@ -75,6 +77,7 @@ impl Part {
 pub fn run(parts: &[Part]) -> Result<()> {
     let started = Instant::now();
     println!("{}\n", machine());
+    raise_descriptor_limit()?;
     let name = format!("bench-{}", std::process::id());
     let options = LabOptions { name, nodes: 2, manifests: Some(shop::manifests()), ..LabOptions::default() };
     let lab = Lab::up(options).context("the lab did not start")?;
@@ -104,6 +107,19 @@ fn measure(lab: &Lab, parts: &[Part]) -> Result<()> {
     }
     anyhow::ensure!(failed.is_empty(), "not measured: {}", failed.join(", "));
     Ok(())
+}
+
+/// A new folder for a part's own files. It goes with the lab, which goes also if this process is killed.
+fn scratch(lab: &Lab, part: &str) -> Result<PathBuf> {
+    let folder = lab.folder().path().join("bench").join(part);
+    std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    Ok(folder)
+}
+
+/// Thousands of connections take more descriptors than a shell usually grants.
+fn raise_descriptor_limit() -> Result<()> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, most, most)?)
 }
 
 /// What the figures were measured on: they mean nothing without.

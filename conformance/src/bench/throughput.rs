@@ -41,7 +41,7 @@ pub fn one_node(lab: &Lab) -> Result<Table> {
 /// If anything cannot be set up or measured.
 pub fn across_nodes(lab: &Lab) -> Result<Table> {
     let mtu = pod_mtu(lab)?;
-    let tunnel = WireguardGo::new(mtu)?;
+    let tunnel = WireguardGo::new(mtu, &super::scratch(lab, "wireguard-go")?)?;
     let ours = Path::between_pods(lab, "far-server")?;
     let peer = tunnel.path()?;
     compare(
@@ -170,7 +170,8 @@ mod tests {
         let (mtu, plain) = (1_420, Routed::new(1_420).unwrap());
         assert_eq!(mtu_of(plain.client.netns(), "eth0").unwrap(), mtu);
         plain.path().unwrap();
-        let tunnel = WireguardGo::new(mtu).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let tunnel = WireguardGo::new(mtu, folder.path()).unwrap();
         tunnel.path().unwrap();
         let socket = tunnel.control_socket();
         assert!(socket.exists(), "{}", socket.display());

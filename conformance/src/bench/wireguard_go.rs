@@ -1,6 +1,7 @@
 //! Debian's `wireguard-go` between two namespaces on a veth: what our tunnel is compared with.
 
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -36,16 +37,15 @@ pub(super) struct WireguardGo {
 }
 
 impl WireguardGo {
-    /// Starts both; devices have `mtu`, the link beneath what that needs.
-    pub(super) fn new(mtu: u32) -> Result<Self> {
+    /// Starts both; devices have `mtu`, the link beneath what that needs. Keys are written to `folder`.
+    pub(super) fn new(mtu: u32, folder: &Path) -> Result<Self> {
         let (a, b) = (Namespace::new()?, Namespace::new()?);
         let (outer_a, outer_b) = (Ipv4Addr::new(10, 78, 0, 1), Ipv4Addr::new(10, 78, 0, 2));
         let end_a = End { namespace: &a, device: "eth0", address: outer_a };
         let end_b = End { namespace: &b, device: "eth0", address: outer_b };
         link(end_a, end_b, mtu + OVERHEAD)?;
-        let folder = tempfile::tempdir()?;
-        let client = Side::start(a, 'a', outer_a, Ipv4Addr::new(10, 79, 0, 1), mtu, folder.path())?;
-        let server = Side::start(b, 'b', outer_b, Ipv4Addr::new(10, 79, 0, 2), mtu, folder.path())?;
+        let client = Side::start(a, 'a', outer_a, Ipv4Addr::new(10, 79, 0, 1), mtu, folder)?;
+        let server = Side::start(b, 'b', outer_b, Ipv4Addr::new(10, 79, 0, 2), mtu, folder)?;
         client.add_peer(&server)?;
         server.add_peer(&client)?;
         Ok(Self { client, server })
@@ -70,7 +70,7 @@ impl Side {
         outer: Ipv4Addr,
         inner: Ipv4Addr,
         mtu: u32,
-        folder: &std::path::Path,
+        folder: &Path,
     ) -> Result<Self> {
         // Its control socket has the device's name, in a folder that all namespaces share.
         let device = format!("svb{}{letter}", std::process::id());
