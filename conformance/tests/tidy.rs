@@ -32,8 +32,12 @@ fn root() -> PathBuf {
 
 fn rust_files() -> Vec<PathBuf> {
     let listing = Command::new("git").args(["ls-files", "*.rs"]).current_dir(root()).output().unwrap();
-    let files: Vec<PathBuf> =
-        String::from_utf8(listing.stdout).unwrap().lines().map(|line| root().join(line)).filter(|f| f.exists()).collect();
+    let files: Vec<PathBuf> = String::from_utf8(listing.stdout)
+        .unwrap()
+        .lines()
+        .map(|line| root().join(line))
+        .filter(|f| f.exists())
+        .collect();
     assert!(files.len() > 20, "git lists {} Rust files", files.len());
     files
 }
@@ -68,7 +72,8 @@ fn crates() -> BTreeMap<String, (PathBuf, Vec<String>)> {
 fn dependencies_point_down() {
     let layers = BTreeMap::from(LAYERS);
     for (name, (_, dependencies)) in crates() {
-        let layer = layers.get(name.as_str()).unwrap_or_else(|| panic!("{name} has no layer: add it to LAYERS"));
+        let layer =
+            layers.get(name.as_str()).unwrap_or_else(|| panic!("{name} has no layer: add it to LAYERS"));
         for dependency in dependencies {
             assert!(layers[dependency.as_str()] < *layer, "{name} must not depend on {dependency}");
         }

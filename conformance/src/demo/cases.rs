@@ -47,8 +47,23 @@ pub fn cases() -> Vec<Case> {
         case("frontend", Request::http("DELETE", "/api/v1/products/7"), Outcome::Status(403), HTTP_RULES),
         case("frontend", get("/admin"), Outcome::Status(403), HTTP_RULES),
         case("intruder", get("/api/v1/products/7"), Outcome::TimedOut, DEFAULT),
-        case("grpc-client", Request::Grpc { method: "com.example.OrderService/Create" }, Outcome::GrpcStatus(0), GRPC),
-        case("grpc-client", Request::Grpc { method: "com.example.Admin/Drop" }, Outcome::GrpcStatus(7), GRPC_RULES),
-        case("frontend", Request::Grpc { method: "com.example.OrderService/Create" }, Outcome::TimedOut, DEFAULT),
+        case(
+            "grpc-client",
+            Request::Grpc { method: "com.example.OrderService/Create" },
+            Outcome::GrpcStatus(0),
+            GRPC,
+        ),
+        case(
+            "grpc-client",
+            Request::Grpc { method: "com.example.Admin/Drop" },
+            Outcome::GrpcStatus(7),
+            GRPC_RULES,
+        ),
+        case(
+            "frontend",
+            Request::Grpc { method: "com.example.OrderService/Create" },
+            Outcome::TimedOut,
+            DEFAULT,
+        ),
     ]
 }

@@ -19,9 +19,14 @@ const LIMIT: Duration = Duration::from_secs(10);
 pub(super) fn show(lab: &Lab, judge: &mut Judge) -> Result<()> {
     println!("\nThe link between the nodes, while a marker crosses it in a body:\n");
     let folder = tempfile::tempdir()?;
-    let link = Capture::start(|program| lab.outside_command(program), "node-2", &folder.path().join("link.pcap"))?;
+    let link =
+        Capture::start(|program| lab.outside_command(program), "node-2", &folder.path().join("link.pcap"))?;
     let veth = lab.pod_host_interface(NAMESPACE, "api-server-2")?;
-    let pod = Capture::start(|program| lab.node_command("node-2", program), &veth, &folder.path().join("pod.pcap"))?;
+    let pod = Capture::start(
+        |program| lab.node_command("node-2", program),
+        &veth,
+        &folder.path().join("pod.pcap"),
+    )?;
 
     let other = lab.pod_address(NAMESPACE, "api-server-2")?;
     post_marker(lab, other)?;
@@ -36,8 +41,16 @@ pub(super) fn show(lab: &Lab, judge: &mut Judge) -> Result<()> {
     println!("  marker on the link: {} ({on_link})", found(link.contain(MARKER.as_bytes())));
     let on_veth = judge.expect(pod.contain(MARKER.as_bytes()));
     println!("  marker on the pod's own veth: {} ({on_veth})", found(pod.contain(MARKER.as_bytes())));
-    println!("  host to remote pod: {}; pod to remote node: {}", judge.expect(from_host), judge.expect(to_node));
-    println!("  frames in clear: {} ({})", link.in_clear(), judge.expect(link.in_clear() == 0 && !link.is_empty()));
+    println!(
+        "  host to remote pod: {}; pod to remote node: {}",
+        judge.expect(from_host),
+        judge.expect(to_node)
+    );
+    println!(
+        "  frames in clear: {} ({})",
+        link.in_clear(),
+        judge.expect(link.in_clear() == 0 && !link.is_empty())
+    );
     Ok(())
 }
 

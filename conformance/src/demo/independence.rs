@@ -23,7 +23,10 @@ const PROXY_GAP_MS_MAX: f64 = 100.0;
 const TUNNEL_GAP_MS_MAX: f64 = 1_000.0;
 
 pub(super) fn show(lab: &Lab, judge: &mut Judge) -> Result<()> {
-    println!("\nUnder a load of {} requests a second (HTTP and gRPC, new and kept-alive, no retries):\n", 2 * RATE);
+    println!(
+        "\nUnder a load of {} requests a second (HTTP and gRPC, new and kept-alive, no retries):\n",
+        2 * RATE
+    );
     agent_killed(lab, judge)?;
     proxy_upgraded(lab, judge)?;
     proxy_worker_killed(lab, judge)?;
@@ -35,8 +38,14 @@ fn start(lab: &Lab, server: &str) -> Result<[Load; 2]> {
     let server = lab.pod_address(NAMESPACE, server)?;
     let plan = Plan { http: None, grpc: None, rate: RATE, seconds: SECONDS };
     Ok([
-        load::start(|program| lab.pod_command(NAMESPACE, "frontend", program), Plan { http: Some(server), ..plan })?,
-        load::start(|program| lab.pod_command(NAMESPACE, "grpc-client", program), Plan { grpc: Some(server), ..plan })?,
+        load::start(
+            |program| lab.pod_command(NAMESPACE, "frontend", program),
+            Plan { http: Some(server), ..plan },
+        )?,
+        load::start(
+            |program| lab.pod_command(NAMESPACE, "grpc-client", program),
+            Plan { grpc: Some(server), ..plan },
+        )?,
     ])
 }
 
@@ -105,7 +114,8 @@ fn proxy_worker_killed(lab: &Lab, judge: &mut Judge) -> Result<()> {
 
 fn tunnel_worker_killed(lab: &Lab, judge: &mut Judge) -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let link = Capture::start(|program| lab.outside_command(program), "node-2", &folder.path().join("link.pcap"))?;
+    let link =
+        Capture::start(|program| lab.outside_command(program), "node-2", &folder.path().join("link.pcap"))?;
     let loads = start(lab, "api-server-2")?;
     std::thread::sleep(BEFORE_FAULT);
     kill_now(lab.worker_pid("node-1", "mesh-wireguard")?)?;

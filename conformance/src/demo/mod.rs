@@ -42,8 +42,13 @@ impl Judge {
 pub fn run() -> Result<bool> {
     let started = Instant::now();
     println!("Starting a lab of two nodes and an outside world ...");
-    let lab = Lab::up(LabOptions { name: LAB.to_owned(), nodes: 2, manifests: Some(shop::manifests()), ..Default::default() })
-        .context("the lab did not start")?;
+    let lab = Lab::up(LabOptions {
+        name: LAB.to_owned(),
+        nodes: 2,
+        manifests: Some(shop::manifests()),
+        ..Default::default()
+    })
+    .context("the lab did not start")?;
     println!("  ready after {:.1} s\n", started.elapsed().as_secs_f32());
     let mut judge = Judge::default();
     let shown = show(&lab, &mut judge);

@@ -9,15 +9,15 @@ use conformance::shop;
 use lab::{Lab, LabOptions};
 
 /// The namespace of the shop.
-pub const NS: &str = "production";
+pub(crate) const NS: &str = "production";
 
 /// A lab with the shop in it, two nodes, its policy in force; `None` (and a word why) where no lab can run.
-pub fn shop() -> Option<Lab> {
+pub(crate) fn shop() -> Option<Lab> {
     lab_of(LabOptions { manifests: Some(shop::manifests()), ..LabOptions::default() })
 }
 
 /// A lab as asked, under a name of its own.
-pub fn lab_of(options: LabOptions) -> Option<Lab> {
+pub(crate) fn lab_of(options: LabOptions) -> Option<Lab> {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     if !conformance::skip::lab_can_run() {
         return None;
@@ -27,29 +27,29 @@ pub fn lab_of(options: LabOptions) -> Option<Lab> {
 }
 
 /// Runs a Python program in a pod; it gets `arguments` in `sys.argv`.
-pub fn python(lab: &Lab, pod: &str, program: &str, arguments: &[&str]) -> Finished {
+pub(crate) fn python(lab: &Lab, pod: &str, program: &str, arguments: &[&str]) -> Finished {
     let mut python = lab.pod_command(NS, pod, "python3");
     python.args(["-c", program]).args(arguments);
     command::run(&mut python, Duration::from_secs(60)).unwrap()
 }
 
 /// `curl` in a pod: status code, 0 if none came.
-pub fn curl(lab: &Lab, pod: &str, arguments: &[&str]) -> u16 {
+pub(crate) fn curl(lab: &Lab, pod: &str, arguments: &[&str]) -> u16 {
     curl_of(lab.pod_command(NS, pod, "curl"), arguments)
 }
 
 /// `curl` where `command` runs it.
-pub fn curl_of(mut command: Command, arguments: &[&str]) -> u16 {
+pub(crate) fn curl_of(mut command: Command, arguments: &[&str]) -> u16 {
     command.args(["-s", "-m", "3", "-o", "/dev/null", "-w", "%{http_code}"]).args(arguments);
     command::run(&mut command, Duration::from_secs(10)).unwrap().stdout.trim().parse().unwrap()
 }
 
 /// The URL of a path on a server pod.
-pub fn url(lab: &Lab, server: &str, path: &str) -> String {
+pub(crate) fn url(lab: &Lab, server: &str, path: &str) -> String {
     format!("http://{}:{}{path}", lab.pod_address(NS, server).unwrap(), shop::HTTP_PORT)
 }
 
 /// What the server wrote into its access log.
-pub fn access_log(lab: &Lab, server: &str) -> String {
+pub(crate) fn access_log(lab: &Lab, server: &str) -> String {
     std::fs::read_to_string(lab.pod_log(NS, server)).unwrap()
 }

@@ -18,9 +18,17 @@ fn the_host_reaches_its_own_pods_and_is_not_proxied() {
 fn another_node_is_a_peer_like_any_other() {
     let Some(lab) = fixture::shop() else { return };
     let url = fixture::url(&lab, "api-server-1", "/healthz");
-    assert_eq!(fixture::curl_of(lab.node_command("node-2", "curl"), &[&url]), 0, "policy does not name nodes");
+    assert_eq!(
+        fixture::curl_of(lab.node_command("node-2", "curl"), &[&url]),
+        0,
+        "policy does not name nodes"
+    );
     let open = fixture::url(&lab, "frontend-2", "/");
-    assert_eq!(fixture::curl_of(lab.node_command("node-1", "curl"), &[&open]), 200, "no policy selects frontend-2");
+    assert_eq!(
+        fixture::curl_of(lab.node_command("node-1", "curl"), &[&open]),
+        200,
+        "no policy selects frontend-2"
+    );
 }
 
 /// Anyone may look at the health of an API server, and nothing else.
@@ -89,7 +97,8 @@ while True:
     let _server = command::Background(server);
     let seen = command::eventually(Duration::from_secs(5), || {
         let mut curl = lab.pod_command(NS, "frontend", "curl");
-        let answer = command::run(curl.args(["-sS", "-m", "3", "http://192.0.2.1/"]), Duration::from_secs(5))?;
+        let answer =
+            command::run(curl.args(["-sS", "-m", "3", "http://192.0.2.1/"]), Duration::from_secs(5))?;
         anyhow::ensure!(answer.status.success(), "{}", answer.stderr);
         Ok(answer.stdout)
     });

@@ -106,7 +106,13 @@ fn a_forbidden_response_ends_while_it_streams() {
     for server in ["api-server-1", "api-server-2"] {
         until_forbidden_gets(&lab, server, 403);
         let mut curl = lab.pod_command(NS, "frontend", "curl");
-        curl.args(["-sS", "-N", "-m", "20", &fixture::url(&lab, server, "/api/v1/products/stream?seconds=15")]);
+        curl.args([
+            "-sS",
+            "-N",
+            "-m",
+            "20",
+            &fixture::url(&lab, server, "/api/v1/products/stream?seconds=15"),
+        ]);
         let child = curl.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut child = Background(child);
         let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
@@ -116,7 +122,11 @@ fn a_forbidden_response_ends_while_it_streams() {
         std::thread::spawn(move || lines.for_each(drop));
         let status = command::wait(&mut child.0, Duration::from_secs(10)).unwrap();
         assert!(!status.success(), "{server}: the cut-off response looked complete");
-        assert!(changed.elapsed() < Duration::from_secs(3), "{server}: it streamed on for {:?}", changed.elapsed());
+        assert!(
+            changed.elapsed() < Duration::from_secs(3),
+            "{server}: it streamed on for {:?}",
+            changed.elapsed()
+        );
         lab.apply_yaml(&policy()).unwrap();
     }
 }

@@ -26,7 +26,9 @@ fn every_case_of_the_example_from_both_nodes() {
 fn a_refused_request_never_reaches_the_server() {
     let Some(lab) = fixture::shop() else { return };
     for server in ["api-server-1", "api-server-2"] {
-        for path in ["/secret", "/api/v1/products/../../secret", "/api/v1/products%2f..%2f..%2fsecret", "//secret"] {
+        for path in
+            ["/secret", "/api/v1/products/../../secret", "/api/v1/products%2f..%2f..%2fsecret", "//secret"]
+        {
             let url = fixture::url(&lab, server, path);
             let status = fixture::curl(&lab, "frontend", &["--path-as-is", &url]);
             assert!(matches!(status, 400 | 403), "{path} got {status}");

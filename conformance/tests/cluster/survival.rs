@@ -29,7 +29,9 @@ fn kill_now(pid: u32) {
 #[test]
 fn nobody_notices_that_the_agent_died() {
     let Some(lab) = fixture::shop() else { return };
-    for report in under_load(&lab, "api-server-1", || kill_now(lab.program_pid("node-1", "mesh-agent").unwrap())) {
+    for report in
+        under_load(&lab, "api-server-1", || kill_now(lab.program_pid("node-1", "mesh-agent").unwrap()))
+    {
         assert!(report.ok > 300 && report.failed == 0, "{report:?}");
     }
 }
