@@ -11,6 +11,7 @@
 //! | [`sysctl`] | kernel settings, in any network namespace |
 //! | [`file`] | files that survive a crash |
 //! | [`mount`] | the bpf file system |
+//! | [`process`] | the calling process |
 
 pub mod descriptors;
 pub mod file;
@@ -18,6 +19,7 @@ pub mod master;
 pub mod mount;
 pub mod netlink;
 pub mod netns;
+pub mod process;
 pub mod sysctl;
 pub mod tun;
 pub mod udp;

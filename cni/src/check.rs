@@ -1,0 +1,89 @@
+//! CHECK: whether what ADD made is still there.
+
+use host::netlink::{Link, Netlink, TABLE_MAIN};
+use ipnet::IpNet;
+use rscni_types::types::{CNIResult, Interface, IpConfig, Route};
+
+use crate::agent::Agent;
+use crate::config::Config;
+use crate::error::CniError;
+use crate::pod::{Ends, is_host_side};
+use crate::request::Target;
+
+/// Compares `prevResult` with the kernel: both devices, the addresses and the routes of the pod, the node's route to it; and that
+/// the agent, which keeps the reservation and the policy, is there. What others in the chain added does not matter.
+pub(crate) async fn check(target: &Target, config: &Config) -> Result<(), CniError> {
+    let Some(result) = &config.prev_result else {
+        return Err(CniError::Config("CHECK needs prevResult, the result of the ADD".to_owned()));
+    };
+    let netns = target.netns.clone().unwrap_or_default();
+    let ends = Ends::open(&netns)?;
+    let Some((pod, host)) = ends.find(&target.ifname).await? else {
+        return lost(format!("{} is not in {}, or was not made by mesh-cni", target.ifname, netns.display()));
+    };
+    let sandbox = netns.display().to_string();
+    let is_pod = |i: &&Interface| i.name == target.ifname && i.sandbox.as_deref() == Some(&sandbox);
+    let Some(printed) = result.interfaces.iter().find(is_pod) else {
+        return Err(CniError::Config(format!("prevResult has no interface {} in {sandbox}", target.ifname)));
+    };
+    compare(printed, &pod)?;
+    for printed in result.interfaces.iter().filter(|interface| interface.name == host.name) {
+        compare(printed, &host)?;
+    }
+    if !is_host_side(&host) || !host.up {
+        return lost(format!("{} is down", host.name));
+    }
+    let is_ours = |ip: &&IpConfig| {
+        let interface = ip.interface.and_then(|index| result.interfaces.get(index as usize));
+        interface.is_some_and(|interface| is_pod(&interface))
+    };
+    let ips: Vec<&IpConfig> = result.ips.iter().filter(is_ours).collect();
+    addresses_and_routes(&ips, result, &ends.pod, &pod).await?;
+    let routes = ends.node.routes(TABLE_MAIN).await?;
+    for ip in ips {
+        let destination = IpNet::from(ip.address.addr());
+        if !routes.iter().any(|route| route.destination == destination && route.device == Some(host.index)) {
+            return lost(format!("the node has no route to {destination} through {}", host.name));
+        }
+    }
+    Agent::new(&config.agent_socket).status().await.map_err(|error| CniError::Check(error.to_string()))
+}
+
+fn lost<T>(what: String) -> Result<T, CniError> {
+    Err(CniError::Check(what))
+}
+
+fn compare(printed: &Interface, link: &Link) -> Result<(), CniError> {
+    let mac = link.mac.map(|mac| mac.to_string()).unwrap_or_default();
+    if !printed.mac.is_empty() && !printed.mac.eq_ignore_ascii_case(&mac) {
+        return lost(format!("{} has the address {mac}, not {}", link.name, printed.mac));
+    }
+    if printed.mtu.is_some_and(|mtu| mtu != link.mtu) {
+        return lost(format!("{} has an MTU of {}, not {:?}", link.name, link.mtu, printed.mtu));
+    }
+    Ok(())
+}
+
+/// Of the routes only those through our gateway: the others in the chain may have added some.
+async fn addresses_and_routes(
+    ips: &[&IpConfig],
+    result: &CNIResult,
+    netlink: &Netlink,
+    pod: &Link,
+) -> Result<(), CniError> {
+    if !pod.up {
+        return lost(format!("{} is down", pod.name));
+    }
+    let addresses = netlink.addresses().await?;
+    if let Some(ip) = ips.iter().find(|ip| !addresses.contains(&(pod.index, ip.address))) {
+        return lost(format!("{} has lost its address {}", pod.name, ip.address));
+    }
+    let routes = netlink.routes(TABLE_MAIN).await?;
+    let is_ours = |route: &&Route| route.gw.is_some() && ips.iter().any(|ip| ip.gateway == route.gw);
+    for printed in result.routes.iter().filter(is_ours) {
+        if !routes.iter().any(|route| route.destination == printed.dst && route.gateway == printed.gw) {
+            return lost(format!("the pod has lost its route to {}", printed.dst));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! The pair of devices between a pod and its node.
+
+use std::fs::File;
+use std::io::Read;
+use std::net::IpAddr;
+use std::path::Path;
+
+use host::netlink::{Link, Mac, Netlink, Route, VethPair};
+use host::netns::NetNs;
+use ipnet::IpNet;
+
+use crate::agent::Allocation;
+use crate::error::CniError;
+
+/// How the agent names the host side of every pair; nothing else on a node begins so.
+pub(crate) const HOST_PREFIX: &str = "sv";
+/// Kind of the devices.
+const VETH: &str = "veth";
+
+/// A pod's namespace and the node's, with a connection to each.
+pub(crate) struct Ends {
+    namespace: NetNs,
+    pub(crate) pod: Netlink,
+    pub(crate) node: Netlink,
+}
+
+/// A pair that exists.
+#[derive(Debug)]
+pub(crate) struct Pair {
+    pub(crate) pod: Link,
+    pub(crate) pod_mac: Mac,
+    pub(crate) host: Link,
+    pub(crate) host_mac: Mac,
+}
+
+impl Ends {
+    /// Opens the pod's namespace. The plugin's own is refused: its devices are the node's.
+    pub(crate) fn open(netns: &Path) -> Result<Self, CniError> {
+        let namespace = NetNs::open(netns)?;
+        if namespace == NetNs::current()? {
+            return Err(CniError::NetNs(format!("{} is the node's own network namespace", netns.display())));
+        }
+        let pod = Netlink::connect_in(&namespace)?;
+        Ok(Self { namespace, pod, node: Netlink::connect()? })
+    }
+
+    /// Makes the pair. A host side of this name whose other end is not where it should be is a left-over of an attempt that was
+    /// killed, and goes first.
+    pub(crate) async fn create(&self, ifname: &str, allocation: &Allocation) -> Result<Pair, CniError> {
+        if let Some(stale) = self.node.link(&allocation.host_interface).await? {
+            if stale.kind.as_deref() != Some(VETH) {
+                return Err(CniError::HostInterfaceExists(stale.name));
+            }
+            self.node.delete_link_by_index(stale.index).await?;
+        }
+        // Chosen here: addresses that the kernel chose are changed by udev (MACAddressPolicy) after the neighbour entries are set.
+        let (host_mac, pod_mac) = (random_mac()?, random_mac()?);
+        let pair = VethPair {
+            name: &allocation.host_interface,
+            mac: Some(host_mac),
+            peer_name: ifname,
+            peer_mac: Some(pod_mac),
+            peer_namespace: Some(&self.namespace),
+            mtu: allocation.mtu,
+        };
+        self.node.create_veth(&pair).await?;
+        let gone = |name: &str| CniError::NetNs(format!("{name} vanished while the pod was attached"));
+        let host = self.node.link(&allocation.host_interface).await?;
+        let host = host.ok_or_else(|| gone(&allocation.host_interface))?;
+        let pod = self.pod.link(ifname).await?.ok_or_else(|| gone(ifname))?;
+        Ok(Pair { pod, pod_mac, host, host_mac })
+    }
+
+    /// Address, routes and neighbour in the pod.
+    pub(crate) async fn configure_pod(&self, pair: &Pair, allocation: &Allocation) -> Result<(), CniError> {
+        let device = pair.pod.index;
+        self.pod.set_loopback_up().await?;
+        self.pod.ensure_address(device, IpNet::from(allocation.address)).await?;
+        self.pod.set_up(device).await?;
+        self.pod.ensure_neighbour(device, allocation.gateway, pair.host_mac).await?;
+        self.pod.ensure_route(&Route::link(IpNet::from(allocation.gateway), device)).await?;
+        self.pod
+            .ensure_route(&Route::via(everything(allocation.gateway), allocation.gateway, device))
+            .await?;
+        Ok(())
+    }
+
+    /// Route and neighbour on the node.
+    pub(crate) async fn configure_host(&self, pair: &Pair, allocation: &Allocation) -> Result<(), CniError> {
+        let device = pair.host.index;
+        self.node.set_up(device).await?;
+        self.node.ensure_neighbour(device, allocation.address, pair.pod_mac).await?;
+        self.node.ensure_route(&Route::link(IpNet::from(allocation.address), device)).await?;
+        Ok(())
+    }
+
+    /// The pair whose pod end is `ifname`, if it is one of ours: the other end is on this node and named as the agent names them.
+    /// A device that another plugin made is not.
+    pub(crate) async fn find(&self, ifname: &str) -> Result<Option<(Link, Link)>, CniError> {
+        let Some(pod) = self.pod.link(ifname).await? else { return Ok(None) };
+        let Some(peer) = pod.peer.filter(|_| pod.kind.as_deref() == Some(VETH)) else { return Ok(None) };
+        let host = self.node.link_by_index(peer).await?;
+        Ok(host.filter(|host| is_host_side(host) && host.peer == Some(pod.index)).map(|host| (pod, host)))
+    }
+}
+
+/// Whether a device of the node has the kind and the name of a pair's host side.
+pub(crate) fn is_host_side(link: &Link) -> bool {
+    link.kind.as_deref() == Some(VETH) && link.name.starts_with(HOST_PREFIX)
+}
+
+/// `0.0.0.0/0` or `::/0`, whichever `gateway` is of.
+pub(crate) fn everything(gateway: IpAddr) -> IpNet {
+    match gateway {
+        IpAddr::V4(_) => IpNet::V4(ipnet::Ipv4Net::default()),
+        IpAddr::V6(_) => IpNet::V6(ipnet::Ipv6Net::default()),
+    }
+}
+
+/// Locally administered, unicast (IEEE 802).
+fn random_mac() -> Result<Mac, CniError> {
+    let mut bytes = [0; 6];
+    File::open("/dev/urandom")
+        .and_then(|mut random| random.read_exact(&mut bytes))
+        .map_err(|source| CniError::System { action: "cannot read /dev/urandom", source })?;
+    let [first, rest @ ..] = bytes;
+    let [b, c, d, e, f] = rest;
+    Ok(Mac([(first | 0x02) & !0x01, b, c, d, e, f]))
+}
