@@ -103,7 +103,7 @@ impl Loaded<'_> {
         };
         let info = sys::link_info(&link).map_err(failed("describe"))?;
         if Some((info.kind, info.target)) != self.target(attachment) {
-            pins::remove(&path)?;
+            pins::detach(&path)?;
             return Ok(false);
         }
         let program = match self {
@@ -115,7 +115,7 @@ impl Loaded<'_> {
             Ok(()) => Ok(true),
             // Gone between the two calls.
             Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
-                pins::remove(&path)?;
+                pins::detach(&path)?;
                 Ok(false)
             }
             Err(error) => Err(failed("update")(error)),

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::Error;
+use crate::{Error, sys};
 
 /// Folder of the pins unless configured otherwise.
 pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/selvage";
@@ -28,10 +28,14 @@ pub(crate) fn create(pin_dir: &Path) -> Result<(), Error> {
 /// # Errors
 /// [`Error::Pin`] with the path that could not be removed.
 pub fn remove_pins(pin_dir: &Path) -> Result<(), Error> {
-    for folder in [links_dir(pin_dir), pin_dir.to_owned()] {
-        for pin in list(&folder)? {
-            remove(&pin)?;
-        }
+    let links = links_dir(pin_dir);
+    for pin in list(&links)? {
+        detach(&pin)?;
+    }
+    for pin in list(pin_dir)? {
+        remove(&pin)?;
+    }
+    for folder in [links, pin_dir.to_owned()] {
         match fs::remove_dir(&folder) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 return Err(Error::Pin { action: "remove the folder", path: folder, source });
@@ -59,6 +63,19 @@ pub(crate) fn list(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     }
     pins.sort();
     Ok(pins)
+}
+
+/// Detaches a pinned link and removes its pin; whether it was there. Without the first step the program would go on for
+/// a moment: the kernel lets go of a link some time after its last holder.
+pub(crate) fn detach(pin: &Path) -> Result<bool, Error> {
+    if let Ok(link) = sys::open_pinned(pin)
+        && let Err(source) = sys::detach_link(&link)
+        // A link to what is gone already.
+        && source.raw_os_error() != Some(libc::ENOLINK)
+    {
+        return Err(Error::Link { action: "detach", path: pin.to_owned(), source });
+    }
+    remove(pin)
 }
 
 /// Removes one pin; whether it was there.

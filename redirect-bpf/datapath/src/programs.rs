@@ -116,12 +116,12 @@ impl Datapath {
     /// gone.
     ///
     /// # Errors
-    /// [`Error::Pin`] if a pin cannot be removed.
+    /// [`Error::Link`] or [`Error::Pin`] if a link cannot be detached or its pin not be removed.
     pub fn detach(&mut self, device: &str) -> Result<bool, Error> {
         let mut found = false;
         for attachment in links::pinned(&self.pin_dir)? {
             if attachment.device == device {
-                found |= pins::remove(&attachment.pin(&self.pin_dir))?;
+                found |= pins::detach(&attachment.pin(&self.pin_dir))?;
             }
         }
         Ok(found)

@@ -11,6 +11,7 @@ use std::path::Path;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_LINK_DETACH: libc::c_long = 34;
 
 /// `BPF_LINK_TYPE_*` of the links that the datapath makes.
 pub(crate) const LINK_NETNS: u32 = 5;
@@ -70,6 +71,15 @@ pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
     let mut attribute =
         Attribute { link_fd: link.as_raw_fd(), new_prog_fd: program.as_raw_fd(), flags: 0, old_prog_fd: 0 };
     bpf(BPF_LINK_UPDATE, &mut attribute).map(drop)
+}
+
+/// Takes the program off what the link is attached to, at once.
+pub(crate) fn detach_link(link: &impl AsFd) -> io::Result<()> {
+    #[repr(C)]
+    struct Attribute {
+        link_fd: i32,
+    }
+    bpf(BPF_LINK_DETACH, &mut Attribute { link_fd: link.as_fd().as_raw_fd() }).map(drop)
 }
 
 /// Describes a link.

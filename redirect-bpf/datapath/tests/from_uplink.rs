@@ -1,5 +1,6 @@
 //! `from_uplink`, row by row: nothing in clear from a pod's address, the proxy's replies steered, the rest left alone.
 
+#[cfg(test)]
 mod common;
 
 use common::packets::{ACK, SYN, SYN_ACK, arp, bare_tcp, frag_needed, frame, ipv4, tcp};
@@ -15,15 +16,15 @@ fn a_pods_address_in_clear_is_dropped_while_encryption_is_on() {
     for source in [POD_R, POD_UNKNOWN, POD_A] {
         for destination in [POD_B, NODE] {
             let packet = tcp((source, 40_000), (destination, 80), SYN);
-            let (outcome, counted) = bench.counted(|b| b.from_uplink(&packet));
+            let (outcome, counted) = bench.counted(|b| b.uplink_delivers(&packet));
             assert_eq!((outcome.action, counted), (DROP, vec![(Reason::Unencrypted, 1)]), "{source}");
             assert_eq!(bench.refusal().0, Reason::Unencrypted);
         }
     }
     bench.set_config(|config| config.flags = 0);
-    assert_eq!(bench.from_uplink(&tcp((POD_R, 40_000), SERVER, SYN)).verdict(), (NEXT, 0));
+    assert_eq!(bench.uplink_delivers(&tcp((POD_R, 40_000), SERVER, SYN)).verdict(), (NEXT, 0));
     // A pod of this node never comes from outside, encrypted or not.
-    assert_eq!(bench.from_uplink(&tcp((POD_A, 40_000), SERVER, SYN)).action, DROP);
+    assert_eq!(bench.uplink_delivers(&tcp((POD_A, 40_000), SERVER, SYN)).action, DROP);
     assert_eq!(bench.refusal().0, Reason::SpoofedSource);
 }
 
@@ -35,7 +36,7 @@ fn options_and_fragments_do_not_hide_a_pods_address() {
     let mut fragment = ipv4(TCP, POD_R, NODE, &[0; 40]);
     fragment[6..8].copy_from_slice(&[0x20, 0x01]);
     for packet in [with_options, fragment] {
-        assert_eq!(bench.from_uplink(&frame(0x0800, &packet)).action, DROP);
+        assert_eq!(bench.uplink_delivers(&frame(0x0800, &packet)).action, DROP);
         assert_eq!(bench.refusal().0, Reason::Unencrypted);
     }
 }
@@ -56,7 +57,7 @@ fn the_nodes_own_traffic_passes_untouched() {
         frame(0x0800, &with_options),
     ];
     for packet in packets {
-        let (outcome, counted) = bench.counted(|b| b.from_uplink(&packet));
+        let (outcome, counted) = bench.counted(|b| b.uplink_delivers(&packet));
         assert_eq!(outcome.verdict(), (NEXT, 0));
         assert_eq!(counted, []);
     }
@@ -66,7 +67,7 @@ fn the_nodes_own_traffic_passes_untouched() {
 fn what_is_forwarded_to_a_pod_is_left_to_be_judged_there() {
     let Some(mut bench) = bench("fu-forwarded") else { return };
     bench.protect_b();
-    let (outcome, counted) = bench.counted(|b| b.from_uplink(&tcp(STRANGER, SERVER, SYN)));
+    let (outcome, counted) = bench.counted(|b| b.uplink_delivers(&tcp(STRANGER, SERVER, SYN)));
     assert_eq!((outcome.verdict(), counted), ((NEXT, 0), vec![]));
     assert_eq!(bench.entry(TCP, STRANGER, SERVER), None);
 }
@@ -79,16 +80,16 @@ fn a_proxied_flow_is_steered_past_the_pod() {
     bench.allow_into_b(identity::WORLD, 81);
     bench.forwarded_to_b(&tcp(STRANGER, SERVER, SYN));
     bench.forwarded_to_b(&tcp(STRANGER, (POD_B, 81), SYN));
-    let (outcome, counted) = bench.counted(|b| b.from_uplink(&tcp(STRANGER, SERVER, ACK)));
+    let (outcome, counted) = bench.counted(|b| b.uplink_delivers(&tcp(STRANGER, SERVER, ACK)));
     assert_eq!(outcome.verdict(), (PASS, TO_PROXY));
     assert_eq!(counted, [(Reason::FromUplinkProxied, 1), (Reason::IngressVerdict, 1)]);
-    assert_eq!(bench.from_uplink(&tcp(STRANGER, (POD_B, 81), ACK)).verdict(), (NEXT, 0));
+    assert_eq!(bench.uplink_delivers(&tcp(STRANGER, (POD_B, 81), ACK)).verdict(), (NEXT, 0));
     // A new SYN follows no entry.
-    assert_eq!(bench.from_uplink(&tcp(STRANGER, SERVER, SYN)).verdict(), (NEXT, 0));
+    assert_eq!(bench.uplink_delivers(&tcp(STRANGER, SERVER, SYN)).verdict(), (NEXT, 0));
     // An ICMP error about the proxied flow (sent by B's address) is the proxy's.
     let error = |port| frag_needed(WORLD, POD_B, &bare_tcp((POD_B, port), STRANGER, ACK));
-    assert_eq!(bench.from_uplink(&error(80)).verdict(), (PASS, TO_PROXY));
-    assert_eq!(bench.from_uplink(&error(81)).verdict(), (NEXT, 0));
+    assert_eq!(bench.uplink_delivers(&error(80)).verdict(), (PASS, TO_PROXY));
+    assert_eq!(bench.uplink_delivers(&error(81)).verdict(), (NEXT, 0));
 }
 
 #[test]
@@ -97,11 +98,15 @@ fn a_socket_of_the_proxy_without_entry_gets_its_replies() {
     // The proxy's upstream with A's address, to a server in the world.
     let (local, server) = ((POD_A, 20_002), (WORLD, 443));
     let _sockets = bench.transparent_pair(local, server);
-    assert_eq!(bench.from_uplink(&tcp(server, local, SYN_ACK)).verdict(), (PASS, TO_PROXY));
-    assert_eq!(bench.from_uplink(&tcp(server, local, SYN)).verdict(), (PASS, TO_PROXY), "rule 0: it lives");
-    assert_eq!(bench.from_uplink(&tcp(server, (POD_A, 20_003), ACK)).verdict(), (NEXT, 0));
+    assert_eq!(bench.uplink_delivers(&tcp(server, local, SYN_ACK)).verdict(), (PASS, TO_PROXY));
+    assert_eq!(
+        bench.uplink_delivers(&tcp(server, local, SYN)).verdict(),
+        (PASS, TO_PROXY),
+        "rule 0: it lives"
+    );
+    assert_eq!(bench.uplink_delivers(&tcp(server, (POD_A, 20_003), ACK)).verdict(), (NEXT, 0));
     // Sockets of the node itself are none of ours.
     let node = (NODE, 20_004);
     let _own = bench.transparent_pair(node, (WORLD, 444));
-    assert_eq!(bench.from_uplink(&tcp((WORLD, 444), node, ACK)).verdict(), (NEXT, 0));
+    assert_eq!(bench.uplink_delivers(&tcp((WORLD, 444), node, ACK)).verdict(), (NEXT, 0));
 }

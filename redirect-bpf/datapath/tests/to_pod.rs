@@ -1,6 +1,7 @@
 //! `to_pod`, row by row: what the proxy sends and what was judged passes, a process of the node is let in, and what is
 //! forwarded is judged here.
 
+#[cfg(test)]
 mod common;
 
 use common::packets::{ACK, SYN, SYN_ACK, arp, bare_tcp, frag_needed, frame, icmp, tcp, udp};
@@ -45,21 +46,21 @@ fn a_process_of_the_node_is_let_in_and_answered_past_the_pods_egress() {
         (events.len(), events[0].kind, events[0].source_identity),
         (1, event_kind::ALLOWED, identity::HOST)
     );
-    assert_eq!(bench.from_b(&tcp(SERVER, KUBELET, SYN_ACK)).verdict(), (NEXT, 0));
+    assert_eq!(bench.b_sends(&tcp(SERVER, KUBELET, SYN_ACK)).verdict(), (NEXT, 0));
     // On its own B may not talk to the node.
-    assert_eq!(bench.from_b(&tcp(SERVER, (NODE, 50_001), SYN)).action, DROP);
+    assert_eq!(bench.b_sends(&tcp(SERVER, (NODE, 50_001), SYN)).action, DROP);
     // UDP and echo alike.
     assert_eq!(bench.host_to_b(&udp(KUBELET, (POD_B, 53))).action, NEXT);
-    assert_eq!(bench.from_b(&udp((POD_B, 53), KUBELET)).verdict(), (NEXT, 0));
+    assert_eq!(bench.b_sends(&udp((POD_B, 53), KUBELET)).verdict(), (NEXT, 0));
     assert_eq!(bench.host_to_b(&icmp(8, 1, NODE, POD_B)).action, NEXT);
-    assert_eq!(bench.from_b(&icmp(0, 1, POD_B, NODE)).verdict(), (NEXT, 0));
+    assert_eq!(bench.b_sends(&icmp(0, 1, POD_B, NODE)).verdict(), (NEXT, 0));
 }
 
 #[test]
 fn an_answer_of_the_node_leaves_the_pods_entry_alone() {
     let Some(bench) = bench("tp-answer") else { return };
     let (client, api) = ((POD_B, 41_000), (NODE, 6443));
-    assert_eq!(bench.from_b(&tcp(client, api, SYN)).verdict(), (NEXT, 0));
+    assert_eq!(bench.b_sends(&tcp(client, api, SYN)).verdict(), (NEXT, 0));
     let before = bench.entry(TCP, client, api).unwrap();
     assert_eq!(bench.host_to_b(&tcp(api, client, SYN_ACK)).action, NEXT);
     assert_eq!(bench.entry(TCP, client, api).unwrap(), before);
@@ -78,7 +79,7 @@ fn a_forwarded_packet_without_entry_gets_the_full_ingress_verdict() {
     assert_eq!(outcome.verdict(), (NEXT, 0));
     assert_eq!(counted, [(Reason::ToPodForwarded, 1), (Reason::NewDirect, 1), (Reason::IngressVerdict, 1)]);
     // The reply goes through the stack without a mark, which would keep it from being translated back.
-    assert_eq!(bench.from_b(&tcp(SERVER, STRANGER, SYN_ACK)).verdict(), (NEXT, 0));
+    assert_eq!(bench.b_sends(&tcp(SERVER, STRANGER, SYN_ACK)).verdict(), (NEXT, 0));
     assert_eq!(bench.forwarded_to_b(&tcp(STRANGER, SERVER, ACK)).action, NEXT);
 }
 
@@ -90,15 +91,15 @@ fn a_local_pods_translated_packet_is_judged_and_answered_through_the_stack() {
     bench.confine_a();
     bench.allow_out_of_a(identity::WORLD, 80);
     bench.protect_b();
-    assert_eq!(bench.from_a(&tcp(client, service, SYN)).verdict(), (NEXT, 0));
+    assert_eq!(bench.a_sends(&tcp(client, service, SYN)).verdict(), (NEXT, 0));
     let to_b = Arrival { ifindex: bench.device_b, ingress_ifindex: bench.device_a, mark: 0 };
     assert_eq!(bench.run(Program::ToPod, &tcp(client, SERVER, SYN), to_b).action, DROP);
     bench.allow_into_b(IDENTITY_A, 80);
     assert_eq!(bench.run(Program::ToPod, &tcp(client, SERVER, SYN), to_b).verdict(), (NEXT, 0));
-    assert_eq!(bench.from_b(&tcp(SERVER, client, SYN_ACK)).verdict(), (NEXT, 0), "not past the translation");
+    assert_eq!(bench.b_sends(&tcp(SERVER, client, SYN_ACK)).verdict(), (NEXT, 0), "not past the translation");
     // A's egress was judged on the service, and is not judged again on B when something changes.
     bench.confine_a();
-    assert_eq!(bench.from_b(&tcp(SERVER, client, ACK)).verdict(), (NEXT, 0));
+    assert_eq!(bench.b_sends(&tcp(SERVER, client, ACK)).verdict(), (NEXT, 0));
     assert_eq!(bench.entry(TCP, client, SERVER).unwrap().path, path::DIRECT);
 }
 
@@ -107,7 +108,7 @@ fn replies_of_the_world_follow_the_entry_of_the_pod() {
     let Some(mut bench) = bench("tp-reply") else { return };
     bench.protect_b();
     let (client, site) = ((POD_B, 41_000), (WORLD, 443));
-    assert_eq!(bench.from_b(&tcp(client, site, SYN)).verdict(), (NEXT, 0));
+    assert_eq!(bench.b_sends(&tcp(client, site, SYN)).verdict(), (NEXT, 0));
     let (outcome, counted) = bench.counted(|b| b.forwarded_to_b(&tcp(site, client, SYN_ACK)));
     assert_eq!(outcome.verdict(), (NEXT, 0));
     assert_eq!(counted, [(Reason::ToPodForwarded, 1), (Reason::IngressVerdict, 1)]);
@@ -116,7 +117,7 @@ fn replies_of_the_world_follow_the_entry_of_the_pod() {
     assert_eq!(bench.forwarded_to_b(&tcp(site, client, ACK)).verdict(), (NEXT, 0));
     bench.put_b(endpoint_flag::ENFORCE_INGRESS | endpoint_flag::ENFORCE_EGRESS);
     assert_eq!(bench.forwarded_to_b(&tcp(site, client, ACK)).verdict(), (REDIRECT, TO_PROXY), "reset");
-    assert_eq!(bench.from_b(&tcp(client, site, ACK)).verdict(), (PASS, TO_PROXY));
+    assert_eq!(bench.b_sends(&tcp(client, site, ACK)).verdict(), (PASS, TO_PROXY));
 }
 
 #[test]
@@ -129,7 +130,7 @@ fn l7_for_a_forwarded_packet_goes_in_again_through_loopback() {
     assert_eq!(outcome.packet[..6], [0; 6], "addressed to the loopback device");
     assert_eq!(counted, [(Reason::ToPodProxied, 1), (Reason::NewProxied, 1), (Reason::IngressVerdict, 1)]);
     assert_eq!(bench.entry(TCP, STRANGER, SERVER).unwrap().path, path::PROXIED);
-    assert_eq!(bench.from_b(&tcp(SERVER, STRANGER, SYN_ACK)).verdict(), (PASS, TO_PROXY));
+    assert_eq!(bench.b_sends(&tcp(SERVER, STRANGER, SYN_ACK)).verdict(), (PASS, TO_PROXY));
     // Where it cannot be steered it is dropped by name, never passed.
     bench.set_config(|config| config.loopback_ifindex = 0);
     bench.events();
@@ -141,7 +142,7 @@ fn l7_for_a_forwarded_packet_goes_in_again_through_loopback() {
 fn a_forwarded_icmp_error_follows_the_flow_that_it_quotes() {
     let Some(bench) = bench("tp-icmp") else { return };
     let (client, site) = ((POD_B, 41_000), (WORLD, 443));
-    bench.from_b(&tcp(client, site, SYN));
+    bench.b_sends(&tcp(client, site, SYN));
     let router = std::net::Ipv4Addr::new(203, 0, 113, 1);
     assert_eq!(bench.forwarded_to_b(&frag_needed(router, POD_B, &bare_tcp(client, site, ACK))).action, NEXT);
     bench.events();

@@ -4,7 +4,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// An address in 128 bits, network order; IPv4 as v4-mapped (`::ffff:a.b.c.d`, RFC 4291 section 2.5.5.2).
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable,
+)]
 pub struct Addr(pub [u32; 4]);
 
 impl Addr {

@@ -97,7 +97,9 @@ pub mod limits {
 
 /// Value of [`maps::QUOTAS`].
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable,
+)]
 pub struct InsertQuota {
     /// Start of the window, `CLOCK_MONOTONIC` nanoseconds.
     pub window_start_ns: u64,

@@ -111,7 +111,8 @@ impl Installed {
         let endpoints: BTreeMap<_, _> = endpoints.into_iter().collect();
         let of_rules = rules.iter().map(|rule| u32::from_be_bytes(rule.key.ruleset));
         let of_endpoints = endpoints.values().map(|endpoint| endpoint.ruleset);
-        let of_connections = connections.into_iter().flat_map(|entry| [entry.a_generation, entry.b_generation]);
+        let of_connections =
+            connections.into_iter().flat_map(|entry| [entry.a_generation, entry.b_generation]);
         let generations = endpoints.values().map(|endpoint| endpoint.generation).chain(of_connections);
         Self {
             last_ruleset: of_rules.chain(of_endpoints).max().unwrap_or(CLOSED_RULESET),
@@ -150,7 +151,8 @@ impl Installed {
         self.plan_identities(&next, &mut plan);
         let mut room = (limits::RULES as usize).saturating_sub(self.rule_count());
         for pod in attached {
-            let endpoint = snapshot.endpoint_at(pod.address).filter(|endpoint| endpoint.node == snapshot.node);
+            let endpoint =
+                snapshot.endpoint_at(pod.address).filter(|endpoint| endpoint.node == snapshot.node);
             let ruleset = endpoint.and_then(|endpoint| snapshot.ruleset_of(endpoint));
             let number = match ruleset {
                 Some(ruleset) => self.ruleset_number(ruleset, &mut next, &mut plan, &mut room, origins),
@@ -174,7 +176,8 @@ impl Installed {
         let gone = self.endpoints.keys().filter(|address| !next.endpoints.contains_key(address));
         plan.remove_endpoints = gone.copied().collect();
         let unused = self.rulesets.iter().filter(|(ruleset, _)| !next.rulesets.contains_key(*ruleset));
-        let unused = unused.flat_map(|(_, lowered)| lowered.rules.iter().map(|rule| (rule.prefix_len, rule.key)));
+        let unused =
+            unused.flat_map(|(_, lowered)| lowered.rules.iter().map(|rule| (rule.prefix_len, rule.key)));
         plan.remove = self.foreign.iter().copied().chain(unused).collect();
         let in_use = next.rulesets.values().flat_map(|lowered| lowered.rules.iter().map(|rule| rule.origin));
         origins.forget(&in_use.collect::<HashSet<_>>());
@@ -193,7 +196,10 @@ impl Installed {
     fn plan_identities(&self, next: &Self, plan: &mut Plan) {
         let gone = self.identities.keys().filter(|address| !next.identities.contains_key(address));
         plan.withdraw = gone.copied().collect();
-        let changed = next.identities.iter().filter(|(address, identity)| self.identities.get(address) != Some(identity));
+        let changed = next
+            .identities
+            .iter()
+            .filter(|(address, identity)| self.identities.get(address) != Some(identity));
         plan.announce = changed.map(|(address, identity)| (*address, *identity)).collect();
         plan.withdraw.sort_unstable();
         plan.announce.sort_unstable();

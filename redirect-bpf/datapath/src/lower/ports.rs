@@ -39,14 +39,20 @@ mod tests {
 
     #[test]
     fn prefixes_cover_exactly() {
-        for (first, last) in [(0, 65535), (80, 80), (1, 65535), (0, 65534), (1000, 2000), (65535, 65535), (7, 8)] {
+        for (first, last) in
+            [(0, 65535), (80, 80), (1, 65535), (0, 65534), (1000, 2000), (65535, 65535), (7, 8)]
+        {
             let prefixes = prefixes(first, last);
             for port in 0..=u16::MAX {
                 let covering = prefixes.iter().filter(|(start, bits)| {
                     let mask = u16::MAX.checked_shl(16 - bits).unwrap_or(0);
                     port & mask == *start
                 });
-                assert_eq!(covering.count(), usize::from((first..=last).contains(&port)), "{first}-{last}: {port}");
+                assert_eq!(
+                    covering.count(),
+                    usize::from((first..=last).contains(&port)),
+                    "{first}-{last}: {port}"
+                );
             }
         }
         assert_eq!(prefixes(0, 65535), [(0, 0)]);

@@ -79,7 +79,8 @@ fn rules_by_peer(side: Direction, rules: &DirectionRules) -> BTreeMap<IdentityId
         peers.remove(&identity::HOST);
     }
     peers.insert(identity::ANY);
-    let about = |peer| (0..rules.rules.len()).filter(|&index| rules.rules[index].peers.contains(peer)).collect();
+    let about =
+        |peer| (0..rules.rules.len()).filter(|&index| rules.rules[index].peers.contains(peer)).collect();
     peers.into_iter().map(|peer| (peer, about(peer))).collect()
 }
 

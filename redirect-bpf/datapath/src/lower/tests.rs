@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use layout::{Endpoint, RuleKey, direction, endpoint_flag, identity, verdict};
-use policy::{
-    Action, Direction, DirectionRules, EndpointPolicy, HttpRule, Origin, Peers, PolicyKind, PortRange, Ports, Protocol,
-    Ruleset, Snapshot, SnapshotParts, Verdict,
-};
 use policy::identity::{HOST, REMOTE_NODE, UNKNOWN, WORLD};
+use policy::{
+    Action, Direction, DirectionRules, EndpointPolicy, HttpRule, Origin, Peers, PolicyKind, PortRange, Ports,
+    Protocol, Ruleset, Snapshot, SnapshotParts, Verdict,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -59,7 +59,8 @@ fn judge(
 
 /// The first packet on which the two disagree.
 fn disagreement(ruleset: &Ruleset, rules: &[Rule], origins: &mut Origins) -> Option<String> {
-    let mut peers: BTreeSet<u32> = BTreeSet::from([HOST, WORLD, UNKNOWN, REMOTE_NODE, 256, 257, 258, 259, 9999]);
+    let mut peers: BTreeSet<u32> =
+        BTreeSet::from([HOST, WORLD, UNKNOWN, REMOTE_NODE, 256, 257, 258, 259, 9999]);
     let mut ports = BTreeSet::from([0, 1, 79, 80, 81, 443, 8080, 32767, 32768, 65534, 65535]);
     for rule in ruleset.ingress.rules.iter().chain(&ruleset.egress.rules) {
         if let Peers::Identities(ids) = &rule.peers {
@@ -93,7 +94,6 @@ fn disagreement(ruleset: &Ruleset, rules: &[Rule], origins: &mut Origins) -> Opt
     }
     None
 }
-
 
 fn any_peers() -> impl Strategy<Value = Peers> {
     let one = prop::sample::select(vec![HOST, WORLD, UNKNOWN, REMOTE_NODE, 256, 257, 258, 259]);
@@ -189,12 +189,16 @@ fn planted_bugs_are_found() {
     type Bug = fn(&mut Vec<Rule>);
     let bugs: &[(&str, Bug)] = &[
         ("an answer is missing for a named peer", |rules| {
-            rules.retain(|rule| rule.key.identity != 256u32.to_be_bytes() || rule.key.port != 443u16.to_be_bytes());
+            rules.retain(|rule| {
+                rule.key.identity != 256u32.to_be_bytes() || rule.key.port != 443u16.to_be_bytes()
+            });
         }),
         ("a deny is missing", |rules| {
             rules.retain(|rule| rule.key.identity != 258u32.to_be_bytes());
         }),
-        ("port in the wrong order of bytes", |rules| rules.iter_mut().for_each(|rule| rule.key.port.reverse())),
+        ("port in the wrong order of bytes", |rules| {
+            rules.iter_mut().for_each(|rule| rule.key.port.reverse())
+        }),
         ("identity in the wrong order of bytes", |rules| {
             rules.iter_mut().for_each(|rule| rule.key.identity.reverse());
         }),
@@ -253,7 +257,12 @@ fn snapshot(rulesets: &[Ruleset], pods: &[usize]) -> Snapshot {
 }
 
 fn attached(count: u8) -> Vec<Attached> {
-    let pod = |last| Attached { address: address(last), ifindex: 100 + u32::from(last), mac: [2; 6], shaped: false };
+    let pod = |last| Attached {
+        address: address(last),
+        ifindex: 100 + u32::from(last),
+        mac: [2; 6],
+        shaped: false,
+    };
     (1..=count).map(pod).collect()
 }
 
@@ -281,13 +290,15 @@ fn equal_rulesets_are_installed_once_and_only_changes_flip() {
     let second = snapshot(&[example(), Ruleset::default(), other.clone()], &[0, 2, 1]);
     let (plan, installed) = installed.plan(&second, &attached(3), &mut origins);
     assert_eq!(plan.add, lower(3, &other, &mut origins));
-    let flipped: Vec<_> = plan.endpoints.iter().map(|(address, e)| (*address, e.ruleset, e.generation)).collect();
+    let flipped: Vec<_> =
+        plan.endpoints.iter().map(|(address, e)| (*address, e.ruleset, e.generation)).collect();
     assert_eq!(flipped, [(address(2), 3, 4)]);
     assert!(plan.remove.is_empty() && plan.announce.is_empty() && plan.withdraw.is_empty());
 
     // Back again: the number is not used again while its rules may still be on their way out.
     let (plan, installed) = installed.plan(&first, &attached(3), &mut origins);
-    let removed: Vec<_> = lower(3, &other, &mut origins).iter().map(|rule| (rule.prefix_len, rule.key)).collect();
+    let removed: Vec<_> =
+        lower(3, &other, &mut origins).iter().map(|rule| (rule.prefix_len, rule.key)).collect();
     assert_eq!(plan.remove, removed);
     assert_eq!(plan.endpoints.iter().map(|(_, e)| (e.ruleset, e.generation)).collect::<Vec<_>>(), [(1, 5)]);
 
@@ -312,7 +323,10 @@ fn a_changed_identity_or_device_is_a_new_generation() {
     parts.addresses.insert(address(1), 999);
     let after = Snapshot::from_parts(parts).unwrap();
     let (plan, _) = installed.plan(&after, &attached(1), &mut origins);
-    assert_eq!(plan.endpoints.iter().map(|(_, e)| (e.identity, e.generation)).collect::<Vec<_>>(), [(999, 2)]);
+    assert_eq!(
+        plan.endpoints.iter().map(|(_, e)| (e.identity, e.generation)).collect::<Vec<_>>(),
+        [(999, 2)]
+    );
     assert_eq!(plan.announce, [(address(1), 999)]);
     assert!(plan.add.is_empty());
 }
@@ -323,7 +337,10 @@ fn a_pod_that_the_snapshot_does_not_know_is_closed() {
     let (plan, _) = Installed::default().plan(&Snapshot::default(), &attached(1), &mut origins);
     let closed = endpoint_flag::ENFORCE_INGRESS | endpoint_flag::ENFORCE_EGRESS;
     let [(_, endpoint)] = plan.endpoints.as_slice() else { panic!("{plan:?}") };
-    assert_eq!((endpoint.ruleset, endpoint.flags, endpoint.identity), (CLOSED_RULESET, closed, identity::UNKNOWN));
+    assert_eq!(
+        (endpoint.ruleset, endpoint.flags, endpoint.identity),
+        (CLOSED_RULESET, closed, identity::UNKNOWN)
+    );
 }
 
 #[test]
@@ -347,7 +364,8 @@ fn what_an_earlier_process_left_is_replaced_and_no_number_repeats() {
 fn without_room_an_endpoint_is_closed_and_said_so() {
     let mut origins = Origins::default();
     // Every other port: one prefix each.
-    let odd = (0..200u16).map(|i| PortRange { protocol: Some(Protocol::Udp), first: i * 2 + 1, last: i * 2 + 1 });
+    let odd =
+        (0..200u16).map(|i| PortRange { protocol: Some(Protocol::Udp), first: i * 2 + 1, last: i * 2 + 1 });
     let odd = Ports::Ranges(odd.collect());
     let large = |index| {
         let rules = vec![rule(Action::Allow, Peers::Any, odd.clone(), false, index)];
@@ -360,6 +378,7 @@ fn without_room_an_endpoint_is_closed_and_said_so() {
     let small = example();
     let (plan, _) = installed.plan(&snapshot(&[large(0), small], &[0, 1]), &attached(2), &mut origins);
     assert_eq!(plan.no_room, [address(1)]);
-    let rulesets: Vec<_> = plan.endpoints.iter().map(|(_, endpoint)| (endpoint.ruleset, endpoint.flags)).collect();
+    let rulesets: Vec<_> =
+        plan.endpoints.iter().map(|(_, endpoint)| (endpoint.ruleset, endpoint.flags)).collect();
     assert_eq!(rulesets, [(CLOSED_RULESET, 3), (2, endpoint_flag::ENFORCE_INGRESS)]);
 }

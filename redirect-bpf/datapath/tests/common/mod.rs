@@ -1,9 +1,10 @@
 //! A bench for the programs: a network namespace of its own with veths to stand on, its own pins, and crafted packets
 //! through `BPF_PROG_TEST_RUN`. The oracle is what the kernel returns: action, mark, packet, counters, entries.
-#![expect(clippy::allow_attributes, reason = "which helpers are used differs from test to test")]
 #![allow(dead_code, reason = "shared by several test programs, each of which uses a part")]
 
+pub(crate) mod node;
 pub(crate) mod packets;
+pub(crate) mod raw;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -250,12 +251,12 @@ impl Bench {
     }
 
     /// Pod A sends.
-    pub(crate) fn from_a(&self, packet: &[u8]) -> Outcome {
+    pub(crate) fn a_sends(&self, packet: &[u8]) -> Outcome {
         self.run(Program::FromPod, packet, arrival(self.device_a))
     }
 
     /// Pod B sends.
-    pub(crate) fn from_b(&self, packet: &[u8]) -> Outcome {
+    pub(crate) fn b_sends(&self, packet: &[u8]) -> Outcome {
         self.run(Program::FromPod, packet, arrival(self.device_b))
     }
 
@@ -275,11 +276,11 @@ impl Bench {
     }
 
     /// The tunnel delivers; a packet without Ethernet header.
-    pub(crate) fn from_tunnel(&self, packet: &[u8]) -> Outcome {
+    pub(crate) fn tunnel_delivers(&self, packet: &[u8]) -> Outcome {
         self.run(Program::FromTunnel, packet, Arrival::default())
     }
 
-    pub(crate) fn from_uplink(&self, packet: &[u8]) -> Outcome {
+    pub(crate) fn uplink_delivers(&self, packet: &[u8]) -> Outcome {
         self.run(Program::FromUplink, packet, arrival(self.uplink))
     }
 
@@ -403,6 +404,13 @@ pub(crate) fn rule_key(ruleset: u32, direction: u8, peer: u32, protocol: u8, por
         protocol,
         port: port.to_be_bytes(),
     }
+}
+
+/// Number of the program at a tcx hook, if there is exactly one.
+pub(crate) fn attached(device: &str, hook: aya::programs::TcAttachType) -> Option<u32> {
+    let (_, programs) = aya::programs::SchedClassifier::query_tcx(device, hook).unwrap();
+    assert!(programs.len() <= 1, "{} programs", programs.len());
+    programs.first().map(aya::programs::ProgramInfo::id)
 }
 
 pub(crate) fn ip(arguments: &[&str]) {
