@@ -1,5 +1,7 @@
 //! `mesh-wireguard`: see [`wireguard::program`].
 
+use std::io::IsTerminal;
+
 use anyhow::Context;
 use clap::Parser;
 use host::master::WorkerSide;
@@ -11,7 +13,8 @@ const DEFAULT_LOG: &str = "info,boringtun=off";
 
 fn main() -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let terminal = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(terminal).with_writer(std::io::stderr).init();
     let options = Options::parse();
     let print = options.print_config;
     let config = options.resolve()?;
