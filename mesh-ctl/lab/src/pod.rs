@@ -196,7 +196,7 @@ mod tests {
     use crate::manifest::parse;
 
     fn pod(spec: &str) -> Result<PodSpec, LabError> {
-        let text = format!("{{apiVersion: v1, kind: Pod, metadata: {{name: p, namespace: n}}, spec: {spec}}}");
+        let text = format!("{{apiVersion: v1, kind: Pod, metadata: {{name: p, namespace: ns}}, spec: {spec}}}");
         parse(&text, "x").and_then(|objects| PodSpec::of(&objects[0]))
     }
 
