@@ -20,6 +20,8 @@ pub(crate) type PeerId = u32;
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 /// Longest wait: `REKEY_TIMEOUT` of the paper (6.1). It costs 148 bytes each time for a node that is down.
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
+/// Age at which a session is renewed although nobody uses it. Where there is traffic boringtun does it at 120 s; at 180 s it ends.
+const RENEW_AFTER: Duration = Duration::from_secs(150);
 /// Datagrams that one flush may send: boringtun queues at most 256 packets while there is no session.
 const MAX_FLUSH: usize = 256;
 
@@ -105,7 +107,7 @@ impl Peer {
         }
     }
 
-    /// Runs the protocol's timers, and knocks while there is no session. Returns whether a session came or went since the last call.
+    /// Runs the protocol's timers, and knocks while there is no session or only an old one. Returns whether a session came or went since the last call.
     ///
     /// A peer is never left without a session, used or not: the first packet after an idle hour then needs no handshake, and the age
     /// of the last one tells whether the node can be reached.
@@ -113,13 +115,16 @@ impl Peer {
         if let TunnResult::WriteToNetwork(datagram) = self.tunn.update_timers(scratch) {
             sink.to_network(datagram, self.endpoint);
         }
-        let established = self.last_handshake().is_some();
-        if established {
+        let age = self.last_handshake();
+        let established = age.is_some();
+        if age.is_some_and(|age| age < RENEW_AFTER) {
             self.retry = FIRST_RETRY;
-            self.next_attempt = now + FIRST_RETRY;
+            self.next_attempt = now;
         } else if now >= self.next_attempt {
-            // Where it was last heard it does not answer: back to where it should be.
-            self.endpoint = self.configured;
+            if !established {
+                // Where it was last heard it does not answer: back to where it should be.
+                self.endpoint = self.configured;
+            }
             self.knock(now, scratch, sink);
         }
         std::mem::replace(&mut self.established, established) != established

@@ -1,4 +1,6 @@
 //! `mesh-wireguard`: the master owns the TUN device, the UDP socket and the key; the worker, unprivileged, carries packets.
+//!
+//! A successor takes the descriptors as they are: another `device`, `port` or key takes effect with a restart of the whole program.
 
 mod config;
 mod master;

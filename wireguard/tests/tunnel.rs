@@ -424,24 +424,57 @@ fn under_load_a_cookie_is_asked_for_and_gets_its_owner_in() {
     assert!(net.reaches(3, 1) && net.reaches(1, 3));
 }
 
+/// Ticks in real time, which is boringtun's; `each` is called after each tick.
+fn live(net: &mut Net, time: Duration, mut each: impl FnMut(&mut Net, Duration)) {
+    let start = Instant::now();
+    while start.elapsed() < time {
+        net.now = Instant::now();
+        net.tick(Duration::ZERO);
+        each(net, start.elapsed());
+        std::thread::sleep(Duration::from_millis(250));
+    }
+}
+
+fn too_long() -> bool {
+    let skip = std::env::var_os("SELVAGE_LONG").is_none();
+    if skip {
+        println!("skipped: takes minutes of real time; SELVAGE_LONG=1 runs it");
+    }
+    skip
+}
+
 #[test]
-fn sessions_are_renewed_after_two_minutes() {
-    if std::env::var_os("SELVAGE_LONG").is_none() {
-        println!("skipped: takes 130 s of real time; SELVAGE_LONG=1 runs it");
+fn a_used_session_is_renewed_after_two_minutes() {
+    if too_long() {
         return;
     }
     let mut net = Net::of(&[1, 2]);
-    let start = Instant::now();
     let initiations = |net: &Net| net.wire.iter().filter(|(_, _, datagram)| datagram[0] == 1).count();
     let first = initiations(&net);
-    while start.elapsed() < Duration::from_secs(130) {
-        net.now = Instant::now();
-        net.tick(Duration::ZERO);
-        assert!(net.reaches(1, 2) && net.reaches(2, 1), "after {:?}", start.elapsed());
-        std::thread::sleep(Duration::from_millis(250));
-    }
+    live(&mut net, Duration::from_secs(130), |net, time| {
+        assert!(net.reaches(1, 2) && net.reaches(2, 1), "after {time:?}");
+    });
     assert!(initiations(&net) > first);
     assert!(net.node(1).peers().all(|peer| peer.last_handshake.unwrap() < Duration::from_secs(60)));
+}
+
+#[test]
+fn an_idle_session_never_ends() {
+    if too_long() {
+        return;
+    }
+    let mut net = Net::of(&[1, 2]);
+    live(&mut net, Duration::from_secs(400), |net, time| {
+        for node in [1, 2] {
+            assert!(
+                net.node(node).peers().all(|peer| peer.last_handshake.is_some()),
+                "{node} after {time:?}"
+            );
+        }
+    });
+    net.wire.clear();
+    assert!(net.reaches(1, 2));
+    assert_eq!(net.wire.len(), 1, "no handshake was needed");
 }
 
 proptest! {

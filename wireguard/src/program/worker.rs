@@ -53,6 +53,14 @@ pub fn run(config: &Config) -> Result<(), WorkerFailed> {
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(WorkerFailed::Runtime)?;
     let carry = async {
         let device = Device::new(tun, udp).map_err(DeviceError::Descriptors)?;
+        if device.port() != config.port {
+            let (wanted, port) = (config.port, device.port());
+            tracing::warn!(
+                wanted,
+                port,
+                "the port of a running tunnel does not change: restart the whole program"
+            );
+        }
         side.ready();
         if let Ok(command) = tokio::time::timeout(HANDOVER_GRACE, side.next()).await {
             tracing::info!(?command, "stopping");
