@@ -107,11 +107,8 @@ impl Default for Identities {
 impl Identities {
     /// What to store: the number that comes next and all entries, by number. Store both or neither.
     pub fn entries(&self) -> (IdentityId, Vec<IdentityEntry>) {
-        let mut entries: Vec<_> = self
-            .numbers
-            .iter()
-            .map(|(key, &number)| IdentityEntry { number, key: key.clone() })
-            .collect();
+        let mut entries: Vec<_> =
+            self.numbers.iter().map(|(key, &number)| IdentityEntry { number, key: key.clone() }).collect();
         entries.sort_unstable_by_key(|entry| entry.number);
         (self.next, entries)
     }

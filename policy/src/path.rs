@@ -95,7 +95,9 @@ fn decode_unreserved(path: &str) -> Result<Cow<'_, str>, PathProblem> {
             b'/' => return Err(PathProblem::EncodedSlash),
             b'\\' => return Err(PathProblem::EncodedBackslash),
             0..=0x1f | 0x7f => return Err(PathProblem::ControlByte),
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => normal.push(char::from(byte)),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                normal.push(char::from(byte))
+            }
             _ => {
                 normal.push('%');
                 normal.push_str(&digits.to_ascii_uppercase());

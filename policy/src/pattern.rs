@@ -49,8 +49,7 @@ impl Pattern {
     /// The pattern with this source: compiled, or the one that already was.
     pub fn new(source: &str) -> Result<Self, PatternError> {
         static KNOWN: OnceLock<Mutex<HashMap<String, Weak<Compiled>>>> = OnceLock::new();
-        let mut known =
-            KNOWN.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = KNOWN.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(compiled) = known.get(source).and_then(Weak::upgrade) {
             return Ok(Self(compiled));
         }
@@ -111,7 +110,9 @@ fn literal(source: &str) -> Option<String> {
     while let Some(character) = characters.next() {
         match character {
             '\\' => match characters.next() {
-                Some(escaped) if escaped.is_ascii_punctuation() && !"<>".contains(escaped) => text.push(escaped),
+                Some(escaped) if escaped.is_ascii_punctuation() && !"<>".contains(escaped) => {
+                    text.push(escaped)
+                }
                 _ => return None,
             },
             '.' | '+' | '*' | '?' | '(' | ')' | '|' | '[' | ']' | '{' | '}' | '^' | '$' => return None,
@@ -178,8 +179,12 @@ mod tests {
     /// The short cuts must say exactly what the automaton says.
     #[test]
     fn short_cuts_equal_the_automaton() {
-        let texts = ["", "/", "/a", "/a.b", "/axb", "/a.bc", "/a.b\n", "a b", "/a{2}", "/aa", "-", "/a-b", "<", "/a/b"];
-        for source in ["/a", r"/a\.b", r"/a\.b.*", "/a.*", ".*", r"\-", "/a-b", "a b", r"\<", r"/a\/b", r"/a\{2\}"] {
+        let texts = [
+            "", "/", "/a", "/a.b", "/axb", "/a.bc", "/a.b\n", "a b", "/a{2}", "/aa", "-", "/a-b", "<", "/a/b",
+        ];
+        for source in
+            ["/a", r"/a\.b", r"/a\.b.*", "/a.*", ".*", r"\-", "/a-b", "a b", r"\<", r"/a\/b", r"/a\{2\}"]
+        {
             let regex = Regex::new(&format!(r"\A(?:{source})\z"));
             for text in texts {
                 let by_regex = regex.as_ref().is_ok_and(|regex| regex.is_match(text));
@@ -191,7 +196,8 @@ mod tests {
 
     #[test]
     fn escaping_the_anchors_is_no_pattern() {
-        for source in ["a)|(b", "a)|(?:b", "(", "[", "a{2,1}", r"\w{1000}", "(?x)a # )", "(a{100}){100}{100}"] {
+        for source in ["a)|(b", "a)|(?:b", "(", "[", "a{2,1}", r"\w{1000}", "(?x)a # )", "(a{100}){100}{100}"]
+        {
             assert!(Pattern::new(source).is_err(), "{source}");
         }
         let long = "a".repeat(MAX_SOURCE + 1);

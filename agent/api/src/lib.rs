@@ -19,11 +19,11 @@ mod generated {
     include!(concat!(env!("OUT_DIR"), "/messages.rs"));
 }
 
-/// Messages and services of the agent.
-pub use generated::selvage::agent::v1 as agent;
-/// Compiled policy on the wire.
-pub use generated::selvage::policy::v1 as policy;
 /// Hubble's flow messages.
 pub use generated::flow;
 /// Hubble's observer service.
 pub use generated::observer;
+/// Messages and services of the agent.
+pub use generated::selvage::agent::v1 as agent;
+/// Compiled policy on the wire.
+pub use generated::selvage::policy::v1 as policy;

@@ -8,8 +8,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ::policy::{
-    Action, DirectionRules, EndpointPolicy, HeaderMatch, HttpRule, IdentityLabels, Origin, Pattern, Peers, PolicyKind,
-    PortRange, Ports, Protocol, Rule, Ruleset, Snapshot, SnapshotError, SnapshotParts,
+    Action, DirectionRules, EndpointPolicy, HeaderMatch, HttpRule, IdentityLabels, Origin, Pattern, Peers,
+    PolicyKind, PortRange, Ports, Protocol, Rule, Ruleset, Snapshot, SnapshotError, SnapshotParts,
 };
 
 use crate::policy as wire;
@@ -91,7 +91,10 @@ impl TryFrom<wire::Snapshot> for Snapshot {
             addresses.insert(read_address("addresses.address", &entry.address)?, entry.identity);
         }
         let identities = message.identities.into_iter().map(|own| {
-            (own.identity, IdentityLabels { namespace: own.namespace, labels: own.labels.into_iter().collect() })
+            (
+                own.identity,
+                IdentityLabels { namespace: own.namespace, labels: own.labels.into_iter().collect() },
+            )
         });
         let rulesets = message.rulesets.into_iter().map(|ruleset| ruleset.try_into().map(Arc::new));
         Ok(Self::from_parts(SnapshotParts {
@@ -116,7 +119,8 @@ fn read_endpoint(message: wire::EndpointPolicy) -> Result<EndpointPolicy, Error>
         node: message.node,
         identity: message.identity,
         labels: message.labels.into_iter().collect(),
-        ruleset: usize::try_from(message.ruleset).map_err(|_| invalid("endpoints.ruleset", message.ruleset))?,
+        ruleset: usize::try_from(message.ruleset)
+            .map_err(|_| invalid("endpoints.ruleset", message.ruleset))?,
     })
 }
 
@@ -131,7 +135,9 @@ fn address_bytes(address: IpAddr) -> Vec<u8> {
 fn read_address(field: &'static str, bytes: &[u8]) -> Result<IpAddr, Error> {
     let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
     let address = v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from));
-    address.map(|address| address.to_canonical()).map_err(|_| invalid(field, format!("{} bytes long", bytes.len())))
+    address
+        .map(|address| address.to_canonical())
+        .map_err(|_| invalid(field, format!("{} bytes long", bytes.len())))
 }
 
 fn read_texts<T: std::str::FromStr>(field: &'static str, texts: &[String]) -> Result<Vec<T>, Error> {
@@ -175,7 +181,8 @@ impl From<&Rule> for wire::Rule {
             Ports::Any => (true, Vec::new()),
             Ports::Ranges(ranges) => (false, ranges.iter().map(Into::into).collect()),
         };
-        let http = rule.http.as_ref().map(|rules| wire::HttpRules { rules: rules.iter().map(Into::into).collect() });
+        let http =
+            rule.http.as_ref().map(|rules| wire::HttpRules { rules: rules.iter().map(Into::into).collect() });
         let deny = rule.action == Action::Deny;
         Self { origin: Some((&rule.origin).into()), deny, any_peer, identities, any_port, ports, http }
     }
@@ -200,7 +207,9 @@ impl TryFrom<wire::Rule> for Rule {
         };
         let ports = match message.any_port {
             true => Ports::Any,
-            false => Ports::Ranges(message.ports.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?),
+            false => {
+                Ports::Ranges(message.ports.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?)
+            }
         };
         let http = message.http.map(|http| http.rules.into_iter().map(TryInto::try_into).collect());
         Ok(Self {

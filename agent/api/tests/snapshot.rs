@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 
 use api::policy as wire;
 use api::snapshot::Error;
-use policy::{Identities, NamedPort, Node, Pod, PolicyKind, PolicyObject, Protocol, Snapshot, World, compile};
+use policy::{
+    Identities, NamedPort, Node, Pod, PolicyKind, PolicyObject, Protocol, Snapshot, World, compile,
+};
 
 fn pod(name: &str, node: &str, address: &str) -> Pod {
     Pod {
@@ -46,10 +48,22 @@ fn snapshot() -> Snapshot {
         this_node: "node-1".into(),
         pod_networks: vec!["10.1.0.0/16".parse().unwrap()],
         namespaces: BTreeMap::new(),
-        pods: vec![pod("server", "node-1", "10.1.0.1"), pod("client", "node-2", "fd00::2"), pod("bad", "node-1", "10.1.0.3")],
+        pods: vec![
+            pod("server", "node-1", "10.1.0.1"),
+            pod("client", "node-2", "fd00::2"),
+            pod("bad", "node-1", "10.1.0.3"),
+        ],
         nodes: vec![
-            Node { name: "node-1".into(), addresses: vec!["172.31.0.1".parse().unwrap()], pod_ranges: vec![] },
-            Node { name: "node-2".into(), addresses: vec!["172.31.0.2".parse().unwrap()], pod_ranges: vec![] },
+            Node {
+                name: "node-1".into(),
+                addresses: vec!["172.31.0.1".parse().unwrap()],
+                pod_ranges: vec![],
+            },
+            Node {
+                name: "node-2".into(),
+                addresses: vec!["172.31.0.2".parse().unwrap()],
+                pod_ranges: vec![],
+            },
         ],
         policies: vec![policy],
     };
@@ -75,7 +89,8 @@ fn what_is_not_understood_is_refused() {
     type Spoil = fn(&mut wire::Snapshot);
     fn rule(message: &mut wire::Snapshot) -> &mut wire::Rule {
         let rulesets = message.rulesets.iter_mut();
-        let mut rules = rulesets.flat_map(|ruleset| ruleset.ingress.iter_mut().flat_map(|side| &mut side.rules));
+        let mut rules =
+            rulesets.flat_map(|ruleset| ruleset.ingress.iter_mut().flat_map(|side| &mut side.rules));
         rules.find(|rule| rule.http.is_some()).unwrap()
     }
     let cases: &[(&str, Spoil)] = &[

@@ -25,7 +25,8 @@ pub(super) fn assign(
             }
             continue;
         }
-        let here: Vec<usize> = claimants.iter().copied().filter(|&i| pods[i].node == world.this_node).collect();
+        let here: Vec<usize> =
+            claimants.iter().copied().filter(|&i| pods[i].node == world.this_node).collect();
         let owner = match (claimants.as_slice(), here.as_slice()) {
             ([only], _) | (_, [only]) => Some(*only),
             _ => None,

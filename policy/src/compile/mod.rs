@@ -11,8 +11,8 @@ use std::sync::Arc;
 use crate::identity::IdentityFacts;
 use crate::manifest::{self, Policy};
 use crate::{
-    Action, EndpointPolicy, Identities, IdentityId, IdentityLabels, Labels, NamedPort, Pod, PolicyObject, Ruleset,
-    Snapshot, SnapshotParts, World, identity,
+    Action, EndpointPolicy, Identities, IdentityId, IdentityLabels, Labels, NamedPort, Pod, PolicyObject,
+    Ruleset, Snapshot, SnapshotParts, World, identity,
 };
 
 /// Something that is wrong with what the engine was told, and what was made of it.
@@ -51,7 +51,10 @@ pub fn compile(world: &World, identities: &mut Identities, number: u64) -> (Snap
     identities.forget_unused(&facts);
     if facts.remove(&identity::UNKNOWN).is_some() {
         let location = "identities".to_owned();
-        problems.push(Problem { location, message: "all numbers are used up: start with a new state folder".into() });
+        problems.push(Problem {
+            location,
+            message: "all numbers are used up: start with a new state folder".into(),
+        });
     }
 
     let policies = read_policies(&world.policies, &mut problems);
@@ -84,7 +87,8 @@ pub fn compile(world: &World, identities: &mut Identities, number: u64) -> (Snap
         rulesets: shared.list,
     };
     let snapshot = Snapshot::from_parts(parts).unwrap_or_else(|error| {
-        problems.push(Problem { location: "snapshot".into(), message: format!("{error}; everything is denied") });
+        problems
+            .push(Problem { location: "snapshot".into(), message: format!("{error}; everything is denied") });
         Snapshot::default()
     });
     (snapshot, problems)
@@ -146,7 +150,8 @@ fn read_policies(objects: &[PolicyObject], problems: &mut Vec<Problem>) -> Vec<P
         let mut policy = manifest::read(object, problems);
         if !seen.insert((object.kind, &object.namespace, &object.name)) {
             let location = policy.origin.to_string();
-            let message = "given twice; the second one isolates whom it selects and allows nothing: rename it";
+            let message =
+                "given twice; the second one isolates whom it selects and allows nothing: rename it";
             problems.push(Problem { location, message: message.into() });
             for spec in &mut policy.specs {
                 spec.ingress.rules.retain(|rule| rule.action == Action::Deny);

@@ -94,7 +94,9 @@ pub(super) fn resolve<'a>(policies: &'a [Policy], facts: &AllFacts) -> Resolved<
         index.by_namespace.entry(&own.namespace).or_default().push(id);
     }
     let mut resolved = Resolved { directions: Vec::new(), selected_by: HashMap::new() };
-    for (policy, spec) in policies.iter().flat_map(|policy| policy.specs.iter().map(move |spec| (policy, spec))) {
+    for (policy, spec) in
+        policies.iter().flat_map(|policy| policy.specs.iter().map(move |spec| (policy, spec)))
+    {
         let subjects = index.selected(&spec.subject);
         if subjects.is_empty() {
             continue;

@@ -160,4 +160,3 @@ impl Name<'_> {
             .map(|port| PortRange { protocol: Some(port.protocol), first: port.port, last: port.port })
     }
 }
-

@@ -79,7 +79,10 @@ impl Snapshot {
                 .flatten()
                 .fold(Verdict::Allowed, |verdict, decision| verdict.and(decision.verdict)),
         };
-        let side = |endpoint: Option<&EndpointPolicy>, direction, peer, decision: &Option<DirectionDecision>| {
+        let side = |endpoint: Option<&EndpointPolicy>,
+                    direction,
+                    peer,
+                    decision: &Option<DirectionDecision>| {
             let endpoint = endpoint?;
             let ruleset = Arc::clone(self.ruleset_of(endpoint)?);
             Some(Side::new(ruleset, direction, self.peer_identity(endpoint, peer), flow, decision.clone()?))

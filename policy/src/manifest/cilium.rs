@@ -51,9 +51,12 @@ pub(super) fn read(object: &PolicyObject, reader: &mut Reader<'_>) -> Option<Vec
     let several = frame.specs.iter().flatten().enumerate();
     let several = several.map(|(index, value)| (format!("specs[{index}]"), value));
     let mut counts = Counts::default();
-    Some(single.chain(several).filter_map(|(place, value)| {
-        read_spec(value, &object.namespace, &place, &mut counts, reader)
-    }).collect())
+    Some(
+        single
+            .chain(several)
+            .filter_map(|(place, value)| read_spec(value, &object.namespace, &place, &mut counts, reader))
+            .collect(),
+    )
 }
 
 /// Reads one spec. None: it is invalid in a way that Cilium does not enforce at all.
@@ -74,7 +77,8 @@ fn read_spec(
     }
     let lists = [&raw.ingress, &raw.ingress_deny, &raw.egress, &raw.egress_deny];
     if lists.into_iter().flatten().all(Vec::is_empty) {
-        let message = "has no rule: write at least one of ingress, ingressDeny, egress, egressDeny. Not enforced";
+        let message =
+            "has no rule: write at least one of ingress, ingressDeny, egress, egressDeny. Not enforced";
         reader.problem(place, message);
         return None;
     }
@@ -85,10 +89,12 @@ fn read_spec(
         return Some(isolate(Selector::all_of_namespace(namespace)));
     };
     let default_deny = raw.enable_default_deny.unwrap_or_default();
-    let mut direction = |direction, default_deny: Option<bool>, allow: Option<Vec<_>>, deny: Option<Vec<_>>| {
-        let lists = [(Action::Allow, allow.unwrap_or_default()), (Action::Deny, deny.unwrap_or_default())];
-        read_direction(direction, default_deny, lists, namespace, place, counts, reader)
-    };
+    let mut direction =
+        |direction, default_deny: Option<bool>, allow: Option<Vec<_>>, deny: Option<Vec<_>>| {
+            let lists =
+                [(Action::Allow, allow.unwrap_or_default()), (Action::Deny, deny.unwrap_or_default())];
+            read_direction(direction, default_deny, lists, namespace, place, counts, reader)
+        };
     let ingress = direction(Direction::Ingress, default_deny.ingress, raw.ingress, raw.ingress_deny);
     let egress = direction(Direction::Egress, default_deny.egress, raw.egress, raw.egress_deny);
     Some(Spec { subject, ingress, egress })
@@ -120,7 +126,12 @@ fn read_direction(
     DirectionSpec { isolates, rules }
 }
 
-fn read_subject(value: Option<&Value>, namespace: &str, place: &str, reader: &mut Reader<'_>) -> Option<Selector> {
+fn read_subject(
+    value: Option<&Value>,
+    namespace: &str,
+    place: &str,
+    reader: &mut Reader<'_>,
+) -> Option<Selector> {
     let place = format!("{place}.endpointSelector");
     let Some(value) = value else {
         reader.problem(&place, "missing: write `endpointSelector: {}` to select every pod");
@@ -129,7 +140,8 @@ fn read_subject(value: Option<&Value>, namespace: &str, place: &str, reader: &mu
     let mut subject = Selector::read(value, Dialect::Cilium, &place, reader)?;
     if !namespace.is_empty() {
         if subject.drop_other_namespaces(namespace) {
-            let message = format!("names another namespace; it selects from its own, `{namespace}`, all the same");
+            let message =
+                format!("names another namespace; it selects from its own, `{namespace}`, all the same");
             reader.problem(&place, message);
         }
         subject.require_namespace(namespace);

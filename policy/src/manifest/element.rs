@@ -12,7 +12,8 @@ use crate::{Action, Direction, identity};
 /// As many ports as Cilium allows in one element of `toPorts`.
 const MAX_PORTS: usize = 40;
 
-const USE_ENDPOINTS: &str = "select pods with `fromEndpoints`/`toEndpoints`, or use `fromEntities`/`toEntities`";
+const USE_ENDPOINTS: &str =
+    "select pods with `fromEndpoints`/`toEndpoints`, or use `fromEntities`/`toEntities`";
 
 const UNSUPPORTED: &[Unsupported] = &[
     ("fromCIDR", USE_ENDPOINTS),
@@ -88,7 +89,13 @@ impl Context<'_> {
     }
 
     /// Reads one element. A bad allow gives nothing, a bad deny denies everything.
-    pub(super) fn read(&self, value: &Value, index: u32, place: &str, reader: &mut Reader<'_>) -> Option<RuleSpec> {
+    pub(super) fn read(
+        &self,
+        value: &Value,
+        index: u32,
+        place: &str,
+        reader: &mut Reader<'_>,
+    ) -> Option<RuleSpec> {
         let refused = (self.action == Action::Deny).then(|| RuleSpec::deny_everything(index));
         self.try_read(value, index, place, reader).or(refused)
     }
@@ -117,7 +124,10 @@ impl Context<'_> {
             Direction::Egress => ["fromEndpoints", "fromEntities", "endpoints", "entities"],
         };
         if let Some(field) = foreign.into_iter().find(|field| value.get(field).is_some()) {
-            reader.problem(&format!("{place}.{field}"), format!("unknown field `{field}` in `{}`", self.list()));
+            reader.problem(
+                &format!("{place}.{field}"),
+                format!("unknown field `{field}` in `{}`", self.list()),
+            );
             return None;
         }
         reader.read(value, place)
@@ -127,9 +137,7 @@ impl Context<'_> {
         let side = if self.direction == Direction::Ingress { "from" } else { "to" };
         match (&raw.endpoints, &raw.entities) {
             (None, None) => Some(PeersSpec::Any),
-            (Some(selectors), None) => {
-                self.endpoints(selectors, &format!("{place}.{side}Endpoints"), reader)
-            }
+            (Some(selectors), None) => self.endpoints(selectors, &format!("{place}.{side}Endpoints"), reader),
             (None, Some(names)) => entities(names, &format!("{place}.{side}Entities"), reader),
             (Some(_), Some(_)) => {
                 let message = "cannot be combined with `Endpoints` in one element: write two elements";

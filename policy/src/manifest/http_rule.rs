@@ -54,7 +54,9 @@ fn header(text: &str) -> Result<HeaderMatch, String> {
         None => (text, None),
     };
     let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| {
-        format!("`{name}` is no header's name: write \"Name: value\" (with a space), or \"Name\" for any value")
+        format!(
+            "`{name}` is no header's name: write \"Name: value\" (with a space), or \"Name\" for any value"
+        )
     })?;
     if value.is_some_and(|value| value.trim_matches([' ', '\t']) != value) {
         return Err("no header's value begins or ends with a space: remove it".into());
@@ -74,7 +76,10 @@ mod tests {
         assert_eq!(header("X-Key: true"), exact("x-key", "true"));
         assert_eq!(header("X-Key true"), exact("x-key", "true"));
         assert_eq!(header("X-Key:: true"), exact("x-key", "true"));
-        assert_eq!(header("Content-Type: text/html; charset=utf-8"), exact("content-type", "text/html; charset=utf-8"));
+        assert_eq!(
+            header("Content-Type: text/html; charset=utf-8"),
+            exact("content-type", "text/html; charset=utf-8")
+        );
         assert_eq!(header("X-Key"), present("x-key"));
         assert_eq!(header("X-Key: "), exact("x-key", ""));
         for odd in ["X-Key:", "X-Key:true", "", " x", "X-Key:  true", "X-Key: true ", "X\u{e9}: a"] {

@@ -96,7 +96,10 @@ pub(crate) struct PortSpec {
 /// A number or a name.
 #[derive(Clone, Debug)]
 pub(crate) enum PortName {
-    Numbers { first: u16, last: u16 },
+    Numbers {
+        first: u16,
+        last: u16,
+    },
     /// In lower case; resolved for each destination pod.
     Named(String),
 }

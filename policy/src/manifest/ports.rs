@@ -37,7 +37,9 @@ impl CiliumPort {
             Ok(0) if end.is_none() => PortName::Numbers { first: 0, last: u16::MAX },
             Ok(0) => return Err(("endPort", "port 0 is every port already: remove `endPort`".into())),
             Ok(first) => PortName::Numbers { first, last: last_port(first, end)? },
-            Err(_) if end.is_some() => return Err(("endPort", "needs a number in `port`, not a name".into())),
+            Err(_) if end.is_some() => {
+                return Err(("endPort", "needs a number in `port`, not a name".into()));
+            }
             Err(_) => PortName::Named(port_name(&self.port)?),
         };
         Ok(PortSpec { protocol, port })

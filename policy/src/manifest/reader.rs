@@ -29,7 +29,8 @@ pub(super) struct Frame {
 
 impl<'a> Reader<'a> {
     pub(super) fn new(object: &PolicyObject, problems: &'a mut Vec<Problem>) -> Self {
-        let namespace = if object.namespace.is_empty() { String::new() } else { format!("{}/", object.namespace) };
+        let namespace =
+            if object.namespace.is_empty() { String::new() } else { format!("{}/", object.namespace) };
         Self { object: format!("{} {namespace}{}", object.kind, object.name), problems }
     }
 
@@ -40,7 +41,8 @@ impl<'a> Reader<'a> {
 
     /// Notes a problem at a place within the object.
     pub(super) fn problem(&mut self, place: &str, message: impl Into<String>) {
-        let location = if place.is_empty() { self.object.clone() } else { format!("{}: {place}", self.object) };
+        let location =
+            if place.is_empty() { self.object.clone() } else { format!("{}: {place}", self.object) };
         self.problems.push(Problem { location, message: message.into() });
     }
 

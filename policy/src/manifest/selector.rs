@@ -46,6 +46,8 @@ enum Key {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Operator {
+    /// Written in `matchLabels`.
+    Is(String),
     In(Vec<String>),
     /// Holds without the key, too.
     NotIn(Vec<String>),
@@ -90,14 +92,19 @@ impl Selector {
     }
 
     /// Reads a selector; None and a problem if it cannot be one.
-    pub(super) fn read(value: &Value, dialect: Dialect, place: &str, reader: &mut Reader<'_>) -> Option<Self> {
+    pub(super) fn read(
+        value: &Value,
+        dialect: Dialect,
+        place: &str,
+        reader: &mut Reader<'_>,
+    ) -> Option<Self> {
         let raw: RawSelector = reader.read(value, place)?;
         let mut requirements = Vec::new();
         for (key, value) in raw.match_labels.into_iter().flatten() {
             let place = format!("{place}.matchLabels[{key}]");
             let requirement = parse_key(&key, dialect).and_then(|key| {
                 check_value(&value)?;
-                Ok(Requirement { key, operator: Operator::In(vec![value]) })
+                Ok(Requirement { key, operator: Operator::Is(value) })
             });
             requirements.push(noted(requirement, &place, reader)?);
         }
@@ -116,6 +123,9 @@ impl Selector {
     /// The only namespaces it can select from, if it says so: saves looking at all others.
     pub(crate) fn namespaces(&self) -> Option<&[String]> {
         self.requirements.iter().find_map(|requirement| match requirement {
+            Requirement { key: Key::Namespace, operator: Operator::Is(name) } => {
+                Some(std::slice::from_ref(name))
+            }
             Requirement { key: Key::Namespace, operator: Operator::In(names) } => Some(names.as_slice()),
             _ => None,
         })
@@ -123,7 +133,7 @@ impl Selector {
 
     /// Selects from this namespace only.
     pub(super) fn require_namespace(&mut self, namespace: &str) {
-        let operator = Operator::In(vec![namespace.to_owned()]);
+        let operator = Operator::Is(namespace.to_owned());
         self.requirements.insert(0, Requirement { key: Key::Namespace, operator });
     }
 
@@ -137,7 +147,7 @@ impl Selector {
     pub(super) fn drop_other_namespaces(&mut self, own: &str) -> bool {
         let before = self.requirements.len();
         self.requirements.retain(|requirement| match requirement {
-            Requirement { key: Key::Namespace, operator: Operator::In(names) } => names.iter().any(|n| n == own),
+            Requirement { key: Key::Namespace, operator: Operator::Is(name) } => name == own,
             _ => true,
         });
         self.requirements.len() != before
@@ -154,6 +164,7 @@ impl Requirement {
     fn holds(&self, facts: &IdentityFacts) -> bool {
         let value = self.key.value(facts);
         match &self.operator {
+            Operator::Is(expected) => value == Some(expected),
             Operator::In(values) => value.is_some_and(|value| values.iter().any(|v| v == value)),
             Operator::NotIn(values) => value.is_none_or(|value| values.iter().all(|v| v != value)),
             Operator::Exists => value.is_some(),
@@ -192,11 +203,15 @@ fn parse_expression(raw: RawExpression, dialect: Dialect) -> Result<Requirement,
         ("NotIn", false) => Operator::NotIn(values),
         ("Exists", true) => Operator::Exists,
         ("DoesNotExist", true) => Operator::DoesNotExist,
-        ("In" | "NotIn", true) => return Err(format!("operator `{}` needs at least one value", raw.operator)),
+        ("In" | "NotIn", true) => {
+            return Err(format!("operator `{}` needs at least one value", raw.operator));
+        }
         ("Exists" | "DoesNotExist", false) => {
             return Err(format!("operator `{}` takes no values", raw.operator));
         }
-        (other, _) => return Err(format!("`{other}` is no operator: write In, NotIn, Exists or DoesNotExist")),
+        (other, _) => {
+            return Err(format!("`{other}` is no operator: write In, NotIn, Exists or DoesNotExist"));
+        }
     };
     Ok(Requirement { key, operator })
 }
@@ -238,7 +253,9 @@ fn check_key(key: &str) -> Result<(), String> {
     };
     let prefix_fits = prefix.is_none_or(|prefix| {
         prefix.len() <= 253
-            && prefix.split('.').all(|part| is_name(part, |c| c.is_ascii_lowercase() || c.is_ascii_digit(), "-"))
+            && prefix
+                .split('.')
+                .all(|part| is_name(part, |c| c.is_ascii_lowercase() || c.is_ascii_digit(), "-"))
     });
     if prefix_fits && name.len() <= 63 && is_name(name, |c| c.is_ascii_alphanumeric(), "-_.") {
         return Ok(());
