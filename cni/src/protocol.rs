@@ -77,7 +77,8 @@ fn dispatch(
         }
         Cmd::Status => {
             let config = Config::read(&read(stdin)?, command, version)?;
-            runtime()?.block_on(Agent::new(&config.agent_socket).status()).map(|()| String::new())
+            let ask = async { Agent::new(&config.agent_socket).status().await };
+            runtime()?.block_on(ask).map(|()| String::new())
         }
         Cmd::Gc => {
             Config::read(&read(stdin)?, command, version)?;

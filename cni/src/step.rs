@@ -47,6 +47,5 @@ impl Step {
     }
 }
 
-/// Number of the step before which a debug build kills itself.
-#[cfg(debug_assertions)]
+/// Number of the step before which a debug build kills itself; a release build does not look at it.
 pub const KILL_VARIABLE: &str = "SELVAGE_CNI_KILL_AT_STEP";

@@ -1,0 +1,334 @@
+//! ADD and DEL with real namespaces, a real process, and an agent of the test.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use crate::agent::host_interface;
+use crate::node::{Node, Pod, ask_in};
+use cni::step::Step;
+use host::netlink::{Link, Mac, Neighbour, Route, TABLE_MAIN, VethPair};
+use host::netns::NetNs;
+use ipnet::IpNet;
+use serde_json::Value;
+
+const GATEWAY: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 1, 1));
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+fn host_name(pod: &Pod) -> String {
+    host_interface(&(pod.id.clone(), "eth0".to_owned()))
+}
+
+fn link(namespace: &NetNs, name: &str) -> Option<Link> {
+    ask_in(namespace, |netlink| async move { netlink.link(name).await.unwrap() })
+}
+
+#[test]
+fn the_result_fits_the_version_and_the_devices() {
+    let Some(mut node) = Node::new() else { return };
+    for version in ["0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
+        node.version = version;
+        let pod = Pod::new();
+        let before = node.state(&pod);
+        let result = node.add(&pod);
+        assert!(result.success, "{result:?}");
+        let json = result.json();
+        let (host, peer) =
+            (link(&node.namespace, &host_name(&pod)).unwrap(), link(pod.namespace(), "eth0").unwrap());
+
+        assert_eq!(json["cniVersion"], version);
+        let address = json["ips"][0]["address"].as_str().unwrap();
+        assert_eq!(json["ips"][0]["gateway"], "169.254.1.1");
+        let expected = if version.starts_with('0') { Value::from("4") } else { Value::Null };
+        assert_eq!(json["ips"][0]["version"], expected, "only the old layout has a version here");
+        let index = usize::try_from(json["ips"][0]["interface"].as_u64().unwrap()).unwrap();
+        let [on_node, in_pod] = json["interfaces"].as_array().unwrap().as_slice() else { panic!("{json}") };
+        assert_eq!(json["interfaces"][index], *in_pod);
+        assert_eq!(in_pod["sandbox"], pod.path.display().to_string());
+        assert_eq!(on_node["sandbox"].as_str().unwrap_or_default(), "");
+        for (printed, device) in [(on_node, &host), (in_pod, &peer)] {
+            assert_eq!(printed["name"], device.name);
+            assert_eq!(printed["mac"], device.mac.unwrap().to_string());
+            assert!(device.up && device.mtu == 1420);
+            if !version.starts_with('0') {
+                assert_eq!(printed["mtu"], device.mtu);
+            }
+        }
+        assert_eq!(json["routes"][0]["dst"], "0.0.0.0/0");
+        assert_eq!(json["routes"][0]["gw"], "169.254.1.1");
+
+        ask_in(pod.namespace(), |netlink| async move {
+            assert!(netlink.addresses().await.unwrap().contains(&(peer.index, net(address))));
+            assert!(netlink.link("lo").await.unwrap().unwrap().up);
+            let routes = netlink.routes(TABLE_MAIN).await.unwrap();
+            assert!(routes.contains(&Route::link(net("169.254.1.1/32"), peer.index)));
+            assert!(routes.contains(&Route::via(net("0.0.0.0/0"), GATEWAY, peer.index)));
+            let gateway =
+                Neighbour { device: peer.index, address: GATEWAY, mac: host.mac.unwrap(), permanent: true };
+            assert!(netlink.neighbours().await.unwrap().contains(&gateway));
+        });
+        node.netlink(|netlink| async move {
+            assert!(
+                netlink.routes(TABLE_MAIN).await.unwrap().contains(&Route::link(net(address), host.index))
+            );
+            let (address, mac) = (net(address).addr(), peer.mac.unwrap());
+            let expected = Neighbour { device: host.index, address, mac, permanent: true };
+            assert!(netlink.neighbours().await.unwrap().contains(&expected));
+        });
+
+        let journal = node.journal.lock().unwrap();
+        let (allocated, attached) = (journal.allocated.last().unwrap(), journal.attached.last().unwrap());
+        assert_eq!((allocated.pod_namespace.as_str(), &allocated.pod_name), ("shop", &pod.id));
+        assert_eq!(
+            (&allocated.pod_uid, &allocated.netns),
+            (&format!("u-{}", pod.id), &pod.path.display().to_string())
+        );
+        assert_eq!(attached.host_ifindex, link(&node.namespace, &host_name(&pod)).unwrap().index);
+        assert_eq!(attached.attachment, allocated.attachment);
+        let macs =
+            (json["interfaces"][1]["mac"].as_str().unwrap(), json["interfaces"][0]["mac"].as_str().unwrap());
+        let mac = |bytes: &[u8]| Mac(bytes.try_into().unwrap()).to_string();
+        assert_eq!((mac(&attached.pod_mac).as_str(), mac(&attached.host_mac).as_str()), macs);
+        drop(journal);
+
+        assert!(node.del(&pod).success);
+        assert_eq!(node.state(&pod), before);
+    }
+}
+
+#[test]
+fn pods_reach_each_other_through_the_node() {
+    let Some(node) = Node::new() else { return };
+    host::sysctl::write_in(&node.namespace, "net.ipv4.ip_forward", "1").unwrap();
+    let (client, server) = (Pod::new(), Pod::new());
+    assert!(node.add(&client).success && node.add(&server).success);
+    let listener = server.namespace().run(|| TcpListener::bind("0.0.0.0:80").unwrap()).unwrap();
+    let address = node.journal.lock().unwrap().allocations[&(server.id.clone(), "eth0".to_owned())];
+    let mut stream = client
+        .namespace()
+        .run(|| TcpStream::connect((Ipv4Addr::new(10, 1, 0, address), 80)).unwrap())
+        .unwrap();
+    let (mut accepted, peer) = listener.accept().unwrap();
+    assert_eq!(peer.ip(), stream.local_addr().unwrap().ip());
+    accepted.write_all(b"hello").unwrap();
+    let mut hello = [0; 5];
+    stream.read_exact(&mut hello).unwrap();
+    assert_eq!(&hello, b"hello");
+}
+
+#[test]
+#[cfg(debug_assertions)]
+fn an_add_killed_at_any_step_is_undone_by_del() {
+    let Some(mut node) = Node::new() else { return };
+    for step in Step::ADD {
+        let pod = Pod::new();
+        let before = node.state(&pod);
+        node.kill_at = Some(step as u32);
+        assert!(node.add(&pod).killed, "{step:?}");
+        node.kill_at = None;
+        assert!(node.del(&pod).success, "{step:?}");
+        assert_eq!(node.state(&pod), before, "{step:?}");
+    }
+}
+
+#[test]
+#[cfg(debug_assertions)]
+fn an_add_after_a_killed_one_succeeds_or_fails_cleanly() {
+    let Some(mut node) = Node::new() else { return };
+    for step in Step::ADD {
+        let pod = Pod::new();
+        let before = node.state(&pod);
+        node.kill_at = Some(step as u32);
+        assert!(node.add(&pod).killed);
+        node.kill_at = None;
+        let left = node.state(&pod);
+        let again = node.add(&pod);
+        if (step as u32) <= Step::CreateVeth as u32 {
+            assert!(again.success, "{step:?}: {again:?}");
+        } else {
+            assert_eq!(again.error().0, 100, "{step:?}");
+            assert_eq!(node.state(&pod), left);
+        }
+        assert!(node.del(&pod).success);
+        assert_eq!(node.state(&pod), before);
+    }
+}
+
+#[test]
+fn a_left_over_pair_of_the_same_attachment_is_replaced() {
+    let Some(node) = Node::new() else { return };
+    let pod = Pod::new();
+    let name = host_name(&pod);
+    let old =
+        VethPair { name: &name, mac: None, peer_name: "x", peer_mac: None, peer_namespace: None, mtu: 1500 };
+    node.netlink(|netlink| async move { netlink.create_veth(&old).await.unwrap() });
+    let result = node.add(&pod);
+    assert!(result.success, "{result:?}");
+    assert_eq!(link(&node.namespace, "x"), None);
+    assert_eq!(
+        link(&node.namespace, &name).unwrap().peer,
+        link(pod.namespace(), "eth0").map(|link| link.index)
+    );
+}
+
+#[test]
+#[cfg(debug_assertions)]
+fn a_del_killed_at_any_step_is_finished_by_the_next() {
+    let Some(mut node) = Node::new() else { return };
+    for step in Step::DEL {
+        let pod = Pod::new();
+        let before = node.state(&pod);
+        assert!(node.add(&pod).success);
+        node.kill_at = Some(step as u32);
+        assert!(node.del(&pod).killed, "{step:?}");
+        node.kill_at = None;
+        let result = node.del(&pod);
+        assert!(
+            result.success && result.stdout.is_empty() && result.stderr.is_empty(),
+            "{step:?}: {result:?}"
+        );
+        assert_eq!(node.state(&pod), before, "{step:?}");
+        assert!(node.notes().is_empty());
+    }
+}
+
+#[test]
+fn del_of_what_is_gone_succeeds() {
+    let Some(node) = Node::new() else { return };
+    let never = Pod::new();
+    assert!(node.del(&never).success, "never added");
+
+    let before = node.state(&never);
+    for with_result in [true, false] {
+        let mut ended = Pod::new();
+        let mut config = node.config();
+        let result = node.add(&ended).json();
+        if with_result {
+            config["prevResult"] = result;
+        }
+        ended.end();
+        for _ in 0..2 {
+            assert!(node.call("DEL", &ended, &config).success, "the namespace is gone");
+        }
+        // Without a result nothing names the host side but the agent; the kernel removes it with the other end, in its time.
+        let start = Instant::now();
+        while !with_result && node.state(&never) != before && start.elapsed() < Duration::from_secs(10) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(node.state(&never), before);
+    }
+
+    let nameless = Pod::new();
+    let result = node.add(&nameless).json();
+    let mut config = node.config();
+    config["prevResult"] = result;
+    let mut variables = nameless.variables();
+    variables.retain(|(name, _)| *name != "CNI_NETNS");
+    variables.push(("CNI_COMMAND", "DEL".to_owned()));
+    variables.push(("CNI_NETNS", String::new()));
+    assert!(node.run(&variables, &config.to_string()).success);
+    assert_eq!(node.state(&nameless), node.state(&Pod::new()), "found by prevResult without CNI_NETNS");
+}
+
+#[test]
+fn del_leaves_devices_of_others_alone() {
+    let Some(node) = Node::new() else { return };
+    let pod = Pod::new();
+    let pair = VethPair {
+        name: "other0",
+        mac: None,
+        peer_name: "eth0",
+        peer_mac: None,
+        peer_namespace: Some(pod.namespace()),
+        mtu: 1500,
+    };
+    node.netlink(|netlink| async move { netlink.create_veth(&pair).await.unwrap() });
+    let before = node.state(&pod);
+    assert!(node.del(&pod).success);
+    let mut config = node.config();
+    config["prevResult"] = serde_json::json!({"interfaces": [{"name": "other0"}, {"name": "lo"}]});
+    assert!(node.call("DEL", &pod, &config).success);
+    assert_eq!(node.state(&pod), before);
+
+    let mut own = pod.variables();
+    own.retain(|(name, _)| *name != "CNI_NETNS" && *name != "CNI_IFNAME");
+    own.extend([("CNI_NETNS", "/proc/self/ns/net".to_owned()), ("CNI_IFNAME", "other0".to_owned())]);
+    own.push(("CNI_COMMAND", "DEL".to_owned()));
+    assert!(node.run(&own, &node.config().to_string()).success);
+    assert_eq!(node.state(&pod), before, "a DEL that names the node's own namespace takes nothing from it");
+}
+
+#[test]
+fn a_del_without_agent_leaves_a_note_and_removes_the_pair() {
+    let Some(mut node) = Node::new() else { return };
+    let pod = Pod::new();
+    assert!(node.add(&pod).success);
+    node.agent = None;
+    let start = Instant::now();
+    let result = node.del(&pod);
+    assert!(result.success && result.stdout.is_empty(), "{result:?}");
+    assert!(result.stderr.contains("left a note"), "{result:?}");
+    assert!(start.elapsed() < Duration::from_secs(2));
+    assert_eq!(link(&node.namespace, &host_name(&pod)), None);
+    assert_eq!(node.notes(), [format!("{}_eth0.json", pod.id)]);
+    let path = node.folder.path().join("cni/pending").join(&node.notes()[0]);
+    let note: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    assert_eq!(note, serde_json::json!({"containerID": pod.id, "ifname": "eth0"}));
+
+    assert!(node.del(&pod).success);
+    assert_eq!(node.notes().len(), 1);
+    node.start_agent();
+    assert!(node.del(&pod).success, "with the agent back the next DEL does it itself");
+    assert!(node.notes().is_empty());
+    assert!(node.journal.lock().unwrap().allocations.is_empty());
+}
+
+#[test]
+fn a_note_is_withdrawn_by_the_next_add() {
+    let Some(mut node) = Node::new() else { return };
+    let pod = Pod::new();
+    node.agent = None;
+    assert!(node.del(&pod).success);
+    assert_eq!(node.notes().len(), 1);
+    node.start_agent();
+    assert!(node.add(&pod).success);
+    assert!(node.notes().is_empty(), "it would release the new attachment at the agent's next start");
+}
+
+#[test]
+fn a_del_that_the_agent_refuses_is_tried_again_by_the_runtime() {
+    let Some(node) = Node::new() else { return };
+    let pod = Pod::new();
+    assert!(node.add(&pod).success);
+    node.journal.lock().unwrap().refuse_release = true;
+    let (code, message) = node.del(&pod).error();
+    assert_eq!(code, 101);
+    assert!(message.contains("the journal cannot be written"), "{message}");
+    node.journal.lock().unwrap().refuse_release = false;
+    assert!(node.del(&pod).success);
+    assert!(node.journal.lock().unwrap().allocations.is_empty());
+}
+
+#[test]
+fn many_pods_at_once_get_different_addresses() {
+    let Some(node) = Node::new() else { return };
+    let pods: Vec<Pod> = (0..20).map(|_| Pod::new()).collect();
+    std::thread::scope(|scope| {
+        for pod in &pods {
+            scope.spawn(|| assert!(node.add(pod).success));
+        }
+    });
+    let mut numbers: Vec<u8> = node.journal.lock().unwrap().allocations.values().copied().collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    assert_eq!(numbers.len(), 20);
+    std::thread::scope(|scope| {
+        for pod in &pods {
+            scope.spawn(|| assert!(node.del(pod).success));
+        }
+    });
+    assert!(node.journal.lock().unwrap().allocations.is_empty());
+}
