@@ -150,6 +150,9 @@ pub enum LabCommand {
         /// File or folder of the manifests that it starts with.
         #[arg(long, value_name = "DIR")]
         manifests: Option<PathBuf>,
+        /// Seconds it may take to become ready.
+        #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+        timeout: u64,
     },
     /// Create or change objects and wait for pods (mesh-ctl lab apply -f policy.yaml).
     Apply {

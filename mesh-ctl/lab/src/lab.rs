@@ -407,7 +407,8 @@ fn check_machine(programs: &[Program]) -> Result<(), LabError> {
     if !std::env::split_paths(&folders).any(|folder| folder.join("nsenter").is_file()) {
         return Err(LabError::Machine("nsenter is not in PATH; install the package util-linux".to_owned()));
     }
-    for name in programs.iter().map(|program| program.name()).chain(["mesh-ctl", "mesh-cni"]) {
+    let plugin = programs.contains(&Program::Agent).then_some("mesh-cni");
+    for name in programs.iter().map(|program| program.name()).chain(["mesh-ctl"]).chain(plugin) {
         program::find(name)?;
     }
     Ok(())

@@ -21,7 +21,10 @@ const PODS_LIMIT: Duration = Duration::from_secs(15);
 
 pub(super) fn run(scope: &Scope, command: LabCommand) -> Result<u8, CtlError> {
     match command {
-        LabCommand::Up { name, nodes, manifests } => up(scope, name_of(scope, name), nodes, manifests),
+        LabCommand::Up { name, nodes, manifests, timeout } => {
+            let (name, ready_limit) = (name_of(scope, name), Duration::from_secs(timeout));
+            up(scope, LabOptions { name, nodes, manifests, ready_limit, ..LabOptions::default() })
+        }
         LabCommand::Apply { name, file } => {
             let lab = Lab::open(&name_of(scope, name))?;
             changed(scope, &lab, lab.apply(read(&file)?)?)
@@ -62,9 +65,9 @@ fn name_of(scope: &Scope, name: LabName) -> String {
     name.name.or_else(|| scope.lab.clone()).unwrap_or_else(|| DEFAULT_NAME.to_owned())
 }
 
-fn up(scope: &Scope, name: String, nodes: u8, manifests: Option<PathBuf>) -> Result<u8, CtlError> {
+fn up(scope: &Scope, options: LabOptions) -> Result<u8, CtlError> {
     let started = Instant::now();
-    let lab = Lab::up(LabOptions { name, nodes, manifests, ..LabOptions::default() })?;
+    let lab = Lab::up(options)?;
     let (name, nodes, pods) = (lab.name().to_owned(), lab.nodes()?, lab.pods()?.len());
     let folder = lab.folder().path().display().to_string();
     lab.keep()?;

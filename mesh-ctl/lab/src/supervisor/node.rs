@@ -42,6 +42,8 @@ pub(super) async fn keep(lab: Folder, name: String, place: u8, programs: Vec<Pro
         }
         note(&lab, &name, place, Phase::Running, String::new());
         join_all(programs.iter().map(|program| super::program::keep(&lab, &name, *program))).await;
+        // A node on which nothing runs is a node all the same.
+        std::future::pending::<()>().await;
     };
     if cancel.run_until_cancelled(run).await.is_none() {
         note(&lab, &name, place, Phase::Deleting, String::new());
