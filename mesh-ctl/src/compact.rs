@@ -12,15 +12,19 @@ const EVENT_POLICY_VERDICT: i32 = 5;
 /// Label of a policy that carries the rule, for which Hubble has no field.
 const RULE_LABEL: &str = "selvage.dev/rule=";
 
-const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+const MONTHS: [&str; 12] =
+    ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
 /// One response of `GetFlows` as one line.
 pub fn line(response: &GetFlowsResponse) -> String {
     let time = response.time.as_ref().map(|time| stamp(&time.to_string())).unwrap_or_default();
-    let node = if response.node_name.is_empty() { String::new() } else { format!(" [{}]", response.node_name) };
+    let node =
+        if response.node_name.is_empty() { String::new() } else { format!(" [{}]", response.node_name) };
     match &response.response_types {
         Some(ResponseTypes::Flow(found)) => format!("{time}{node}: {}", flow(found)),
-        Some(ResponseTypes::LostEvents(lost)) => format!("{time}{node}: {} EVENTS LOST", lost.num_events_lost),
+        Some(ResponseTypes::LostEvents(lost)) => {
+            format!("{time}{node}: {} EVENTS LOST", lost.num_events_lost)
+        }
         None => format!("{time}{node}: nothing"),
     }
 }
@@ -30,7 +34,8 @@ fn stamp(time: &str) -> String {
     let (Some(month), Some(day), Some(clock)) = (time.get(5..7), time.get(8..10), time.get(11..)) else {
         return time.to_owned();
     };
-    let month = month.parse::<usize>().ok().and_then(|month| MONTHS.get(month.wrapping_sub(1))).unwrap_or(&"");
+    let month =
+        month.parse::<usize>().ok().and_then(|month| MONTHS.get(month.wrapping_sub(1))).unwrap_or(&"");
     let clock = clock.trim_end_matches('Z');
     let (seconds, fraction) = clock.split_once('.').unwrap_or((clock, ""));
     let milliseconds: String = fraction.chars().chain("000".chars()).take(3).collect();
@@ -87,7 +92,9 @@ fn kind(flow: &Flow) -> String {
         return if is_response { "http-response" } else { "http-request" }.to_owned();
     }
     match flow.event_type.as_ref().map_or(0, |kind| kind.r#type) {
-        EVENT_POLICY_VERDICT => format!("policy-verdict:{} {}", match_type(flow.policy_match_type), direction(flow)),
+        EVENT_POLICY_VERDICT => {
+            format!("policy-verdict:{} {}", match_type(flow.policy_match_type), direction(flow))
+        }
         EVENT_DROP => drop_text(flow.drop_reason_desc),
         number => format!("event:{number}"),
     }
@@ -136,7 +143,8 @@ fn by(flow: &Flow) -> String {
     let denied = flow.egress_denied_by.iter().chain(&flow.ingress_denied_by);
     let allowed = flow.egress_allowed_by.iter().chain(&flow.ingress_allowed_by);
     let is_denied = flow.verdict == i32::from(Verdict::Dropped);
-    let policies: Vec<_> = if is_denied { denied.map(policy).collect() } else { allowed.map(policy).collect() };
+    let policies: Vec<_> =
+        if is_denied { denied.map(policy).collect() } else { allowed.map(policy).collect() };
     if policies.is_empty() { String::new() } else { format!(" BY {}", policies.join(", ")) }
 }
 
@@ -168,7 +176,12 @@ mod tests {
 
     fn flow_of(verdict: Verdict, event: i32) -> Flow {
         let pod = |name: &str, identity| {
-            Some(Endpoint { identity, namespace: "production".into(), pod_name: name.into(), ..Endpoint::default() })
+            Some(Endpoint {
+                identity,
+                namespace: "production".into(),
+                pod_name: name.into(),
+                ..Endpoint::default()
+            })
         };
         let tcp = Tcp { source_port: 40000, destination_port: 8080, flags: None };
         Flow {
@@ -216,17 +229,29 @@ mod tests {
         flow.source = Some(Endpoint { identity: 2, ..Endpoint::default() });
         flow.drop_reason_desc = DropReason::PolicyDenied.into();
         let line = line_of(flow);
-        assert!(line.ends_with("10.1.0.2:40000 (world) -> production/api:8080 (ID:258) Policy denied DROPPED"), "{line}");
+        assert!(
+            line.ends_with("10.1.0.2:40000 (world) -> production/api:8080 (ID:258) Policy denied DROPPED"),
+            "{line}"
+        );
     }
 
     #[test]
     fn a_request_shows_what_was_asked_and_a_reply_turns_the_arrow() {
         let mut flow = flow_of(Verdict::Forwarded, 129);
-        let http = Http { code: 200, method: "GET".into(), url: "http://a/b".into(), protocol: "HTTP/1.1".into(), headers: vec![] };
+        let http = Http {
+            code: 200,
+            method: "GET".into(),
+            url: "http://a/b".into(),
+            protocol: "HTTP/1.1".into(),
+            headers: vec![],
+        };
         flow.l7 = Some(Layer7 { r#type: 2, latency_ns: 3_400_000, record: Some(layer7::Record::Http(http)) });
         flow.is_reply = Some(true);
         let line = line_of(flow);
-        assert!(line.contains("production/api:8080 (ID:258) <- production/frontend:40000 (ID:257) http-response"), "{line}");
+        assert!(
+            line.contains("production/api:8080 (ID:258) <- production/frontend:40000 (ID:257) http-response"),
+            "{line}"
+        );
         assert!(line.ends_with("FORWARDED (HTTP/1.1 200 3ms (GET http://a/b))"), "{line}");
     }
 }

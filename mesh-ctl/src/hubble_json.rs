@@ -76,7 +76,8 @@ fn flow(flow: &Flow) -> Value {
         ])
     });
     let event_type = flow.event_type.as_ref();
-    let event_type = event_type.map(|kind| object([("type", json!(kind.r#type)), ("sub_type", json!(kind.sub_type))]));
+    let event_type =
+        event_type.map(|kind| object([("type", json!(kind.r#type)), ("sub_type", json!(kind.sub_type))]));
     let mut value = object([
         ("time", time(flow.time.as_ref())),
         ("verdict", enum_name!(api::flow::Verdict, flow.verdict)),
@@ -165,7 +166,9 @@ fn layer7(layer7: &Layer7) -> Value {
         ("latency_ns", big(layer7.latency_ns)),
     ]);
     if let Some(layer7::Record::Http(http)) = &layer7.record {
-        let header = |header: &api::flow::HttpHeader| object([("key", json!(header.key)), ("value", json!(header.value))]);
+        let header = |header: &api::flow::HttpHeader| {
+            object([("key", json!(header.key)), ("value", json!(header.value))])
+        };
         value["http"] = object([
             ("code", json!(http.code)),
             ("method", json!(http.method)),
@@ -189,7 +192,12 @@ mod tests {
         let flow = Flow {
             time: Some(time),
             verdict: api::flow::Verdict::Dropped.into(),
-            ip: Some(Ip { source: "10.1.0.2".into(), destination: "10.1.0.3".into(), ip_version: 1, encrypted: false }),
+            ip: Some(Ip {
+                source: "10.1.0.2".into(),
+                destination: "10.1.0.3".into(),
+                ip_version: 1,
+                encrypted: false,
+            }),
             l4: Some(Layer4 {
                 protocol: Some(layer4::Protocol::Tcp(Tcp {
                     source_port: 40000,
@@ -201,12 +209,20 @@ mod tests {
             l7: Some(Layer7 {
                 r#type: api::flow::L7FlowType::Request.into(),
                 latency_ns: 1_500_000,
-                record: Some(layer7::Record::Http(Http { code: 403, method: "GET".into(), ..Http::default() })),
+                record: Some(layer7::Record::Http(Http {
+                    code: 403,
+                    method: "GET".into(),
+                    ..Http::default()
+                })),
             }),
             event_type: Some(CiliumEventType { r#type: 129, sub_type: 0 }),
             drop_reason_desc: api::flow::DropReason::PolicyDenied.into(),
             is_reply: Some(false),
-            ingress_denied_by: vec![Policy { name: "p".into(), kind: "CiliumNetworkPolicy".into(), ..Policy::default() }],
+            ingress_denied_by: vec![Policy {
+                name: "p".into(),
+                kind: "CiliumNetworkPolicy".into(),
+                ..Policy::default()
+            }],
             ..Flow::default()
         };
         let all = GetFlowsResponse {

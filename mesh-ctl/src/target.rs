@@ -82,10 +82,15 @@ pub fn choose(scope: &Scope) -> Result<Vec<Target>, CtlError> {
     let labs = Lab::all()?;
     match labs.as_slice() {
         [only] => nodes_of(only, scope.node.as_deref()),
-        [] => Err(CtlError::Unreachable(format!("there is no agent at {LOCAL_SOCKET}, and no lab runs here"))),
+        [] => {
+            Err(CtlError::Unreachable(format!("there is no agent at {LOCAL_SOCKET}, and no lab runs here")))
+        }
         several => {
             let names: Vec<_> = several.iter().map(Lab::name).collect();
-            Err(CtlError::Usage(format!("several labs run here ({}): choose one with --lab", names.join(", "))))
+            Err(CtlError::Usage(format!(
+                "several labs run here ({}): choose one with --lab",
+                names.join(", ")
+            )))
         }
     }
 }

@@ -20,7 +20,8 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 
 /// Whether this machine can run a lab; if not, says why.
 fn can_run() -> bool {
-    let is_root = std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
+    let is_root =
+        std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
     if !is_root {
         assert!(std::env::var_os("MESH_REQUIRE_ALL").is_none_or(|value| value != "1"), "not root");
         println!("skipped: not root");
@@ -40,7 +41,8 @@ fn bare(test: &str) -> Lab {
 /// Whether a connection attempt from a namespace is answered, if only by a refusal.
 fn reaches(lab: &Lab, from: &str, to: IpAddr) -> bool {
     let namespace = NetNs::open(&lab.folder().node_namespace(from)).unwrap();
-    let attempt = namespace.run(|| TcpStream::connect_timeout(&SocketAddr::new(to, 9), CONNECT_LIMIT)).unwrap();
+    let attempt =
+        namespace.run(|| TcpStream::connect_timeout(&SocketAddr::new(to, 9), CONNECT_LIMIT)).unwrap();
     attempt.err().is_none_or(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
 }
 
@@ -97,7 +99,11 @@ fn commands_run_in_their_namespace_with_their_exit_code() {
     }
     let lab = bare("exec");
     let exec = |arguments: &[&str]| {
-        Command::new(MESH_CTL).args(["lab", arguments[0], "--name", lab.name()]).args(&arguments[1..]).output().unwrap()
+        Command::new(MESH_CTL)
+            .args(["lab", arguments[0], "--name", lab.name()])
+            .args(&arguments[1..])
+            .output()
+            .unwrap()
     };
     let address = exec(&["node-exec", "node-2", "--", "ip", "-4", "-o", "addr", "show", "uplink"]);
     assert!(String::from_utf8_lossy(&address.stdout).contains("172.31.2.2/24"), "{address:?}");
@@ -190,7 +196,11 @@ fn bad_usage_and_wrong_manifests_change_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().to_str().unwrap();
     assert_eq!(up(&["--name", &name("usage"), "--manifests", path]), Some(2), "an empty folder");
-    std::fs::write(folder.path().join("x.yaml"), "kind: Deployment\napiVersion: apps/v1\nmetadata: {name: x}").unwrap();
+    std::fs::write(
+        folder.path().join("x.yaml"),
+        "kind: Deployment\napiVersion: apps/v1\nmetadata: {name: x}",
+    )
+    .unwrap();
     assert_eq!(up(&["--name", &name("usage"), "--manifests", path]), Some(2));
     before.assert_same();
 }

@@ -25,7 +25,9 @@ pub enum LabError {
     #[error("a lab cannot run here: {0}")]
     Machine(String),
     /// A lab of this name is there.
-    #[error("lab {0:?} is already there: `mesh-ctl lab down --name {0}` removes it, `--name OTHER` starts one beside it")]
+    #[error(
+        "lab {0:?} is already there: `mesh-ctl lab down --name {0}` removes it, `--name OTHER` starts one beside it"
+    )]
     Exists(String),
     /// No lab of this name.
     #[error("there is no lab {0:?}: `mesh-ctl lab ls` lists them, `mesh-ctl lab up --name {0}` starts it")]
@@ -108,7 +110,10 @@ pub enum LabError {
 
 impl LabError {
     /// For `map_err` on an operation on `path`.
-    pub(crate) fn io<'a>(action: &'static str, path: &'a std::path::Path) -> impl FnOnce(io::Error) -> Self + 'a {
+    pub(crate) fn io<'a>(
+        action: &'static str,
+        path: &'a std::path::Path,
+    ) -> impl FnOnce(io::Error) -> Self + 'a {
         move |source| Self::Io { action, path: path.to_owned(), source }
     }
 

@@ -201,13 +201,19 @@ pub fn all() -> Result<Vec<Folder>, LabError> {
 pub(crate) fn entries(folder: &Path) -> Result<Vec<String>, LabError> {
     let entries = fs::read_dir(folder).map_err(LabError::io("list", folder))?;
     entries
-        .map(|entry| Ok(entry.map_err(LabError::io("list", folder))?.file_name().to_string_lossy().into_owned()))
+        .map(|entry| {
+            Ok(entry.map_err(LabError::io("list", folder))?.file_name().to_string_lossy().into_owned())
+        })
         .collect()
 }
 
 /// The device in `outside` that leads to `node`: named as it, or by a hash if that is too long or means something else.
 pub(crate) fn link_name(node: &str) -> String {
-    if node == "lo" || node.contains('.') { format!("n-{}", hash(node)) } else { shortened(node, DEVICE_NAME_MAX) }
+    if node == "lo" || node.contains('.') {
+        format!("n-{}", hash(node))
+    } else {
+        shortened(node, DEVICE_NAME_MAX)
+    }
 }
 
 fn pair(namespace: &str, name: &str) -> String {

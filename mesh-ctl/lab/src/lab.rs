@@ -84,7 +84,8 @@ impl Lab {
         record::write(&lab.folder.owner(), &own_process()?)?;
         let record = LabRecord { programs: options.programs.clone(), started: SystemTime::now() };
         record::write(&lab.folder.record(), &record)?;
-        host::mount::ensure_bpffs(Path::new(folder::PIN_ROOT)).map_err(|error| LabError::Machine(error.to_string()))?;
+        host::mount::ensure_bpffs(Path::new(folder::PIN_ROOT))
+            .map_err(|error| LabError::Machine(error.to_string()))?;
         topology::prepare_namespace_folder(Path::new(folder::NETNS))?;
         store::apply(&lab.folder, objects)?;
         block_on(&lab.folder, topology::create_outside(&lab.folder))?;
@@ -126,7 +127,10 @@ impl Lab {
         let child = command.spawn().map_err(LabError::io("start", &program))?;
         let id = ProcessId::of(child.id());
         self.supervisor = Some(child);
-        let died = || LabError::NotReady { lab: self.name().to_owned(), missing: "its supervisor ended at once".to_owned() };
+        let died = || LabError::NotReady {
+            lab: self.name().to_owned(),
+            missing: "its supervisor ended at once".to_owned(),
+        };
         record::write(&self.folder.supervisor(), &id.ok_or_else(died)?)
     }
 
@@ -281,7 +285,9 @@ impl Lab {
         };
         match PodRecord::read(&self.folder.pod_record(namespace, pod))? {
             Some(record) if record.phase == Phase::Running => Ok(record),
-            Some(record) if record.message.is_empty() => Err(missing(format!("it is {:?}", record.phase).to_lowercase())),
+            Some(record) if record.message.is_empty() => {
+                Err(missing(format!("it is {:?}", record.phase).to_lowercase()))
+            }
             Some(record) => Err(missing(record.message)),
             None => Err(missing("no manifest names it".to_owned())),
         }
@@ -356,14 +362,19 @@ impl Lab {
     /// If it has none, or does not run at the moment.
     pub fn worker_pid(&self, node: &str, program: &str) -> Result<u32, LabError> {
         let program: Program = program.parse()?;
-        let file = program.worker_file().ok_or_else(|| LabError::option("program", program.name(), "it has no worker"))?;
+        let file = program
+            .worker_file()
+            .ok_or_else(|| LabError::option("program", program.name(), "it has no worker"))?;
         let pid = std::fs::read_to_string(self.folder.run(node).join(file)).ok();
         let pid = pid.and_then(|pid| pid.trim().parse::<u32>().ok());
         pid.filter(|pid| ProcessId::of(*pid).is_some()).ok_or_else(|| self.not_running(node, program))
     }
 
     fn not_running(&self, node: &str, program: Program) -> LabError {
-        LabError::NotReady { lab: self.name().to_owned(), missing: format!("{program} does not run on {node}") }
+        LabError::NotReady {
+            lab: self.name().to_owned(),
+            missing: format!("{program} does not run on {node}"),
+        }
     }
 
     /// Replaces a running program by a new instance that takes its descriptors over, and waits until it has. The old one
@@ -424,7 +435,8 @@ fn objects(options: &LabOptions) -> Result<Vec<Object>, LabError> {
         let message = format!("use 1 to {}", store::NODES_MAX);
         return Err(LabError::option("nodes", &options.nodes.to_string(), message));
     }
-    objects.extend((1..=options.nodes).map(|number| Object::new("Node", &format!("node-{number}"), &json!({}))));
+    objects
+        .extend((1..=options.nodes).map(|number| Object::new("Node", &format!("node-{number}"), &json!({}))));
     Ok(objects)
 }
 
@@ -449,7 +461,10 @@ fn own_process() -> Result<ProcessId, LabError> {
 }
 
 /// Runs `work` to its end, on a thread of its own: the caller may be in a runtime.
-fn block_on<T: Send>(folder: &Folder, work: impl Future<Output = Result<T, LabError>> + Send) -> Result<T, LabError> {
+fn block_on<T: Send>(
+    folder: &Folder,
+    work: impl Future<Output = Result<T, LabError>> + Send,
+) -> Result<T, LabError> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

@@ -103,7 +103,8 @@ fn manifest_files(folder: &Path) -> Result<Vec<PathBuf>, LabError> {
     let names = crate::folder::entries(folder)?;
     let mut files: Vec<_> = names.iter().map(|name| folder.join(name)).collect();
     files.retain(|file| {
-        file.is_file() && matches!(file.extension().and_then(|end| end.to_str()), Some("yaml" | "yml" | "json"))
+        file.is_file()
+            && matches!(file.extension().and_then(|end| end.to_str()), Some("yaml" | "yml" | "json"))
     });
     files.sort();
     Ok(files)
@@ -111,12 +112,15 @@ fn manifest_files(folder: &Path) -> Result<Vec<PathBuf>, LabError> {
 
 fn check(mut manifest: Value, location: &str) -> Result<Object, LabError> {
     let refuse = |message: String| LabError::Manifest { location: location.to_owned(), message };
-    let text = |value: &Value, pointer: &str| value.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
+    let text =
+        |value: &Value, pointer: &str| value.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
     let kind = text(&manifest, "/kind").ok_or_else(|| refuse("`kind` is missing".to_owned()))?;
     let namespaced = NAMESPACED.contains(&kind.as_str());
     if !namespaced && !CLUSTERWIDE.contains(&kind.as_str()) {
         let known = [NAMESPACED.as_slice(), CLUSTERWIDE.as_slice()].concat().join(", ");
-        return Err(refuse(format!("kind: {kind} has no meaning in a lab, which has no controllers; use {known}")));
+        return Err(refuse(format!(
+            "kind: {kind} has no meaning in a lab, which has no controllers; use {known}"
+        )));
     }
     text(&manifest, "/apiVersion").ok_or_else(|| refuse(format!("{kind}: `apiVersion` is missing")))?;
     let name = text(&manifest, "/metadata/name")
@@ -126,12 +130,15 @@ fn check(mut manifest: Value, location: &str) -> Result<Object, LabError> {
     let given = manifest.pointer("/metadata/namespace").is_some_and(|namespace| !namespace.is_null());
     if namespaced {
         let named = text(&manifest, "/metadata/namespace").or_else(|| (!given).then(|| "default".to_owned()));
-        namespace = named.ok_or_else(|| refuse(format!("{kind} {name}: `metadata.namespace` is no text; quote it")))?;
+        namespace = named
+            .ok_or_else(|| refuse(format!("{kind} {name}: `metadata.namespace` is no text; quote it")))?;
         let problem = |why| refuse(format!("{kind} {name}: metadata.namespace {namespace:?} {why}"));
         check_name(&namespace, 63).map_err(problem)?;
         manifest["metadata"]["namespace"] = json!(namespace);
     } else if given {
-        return Err(refuse(format!("{kind} {name}: `metadata.namespace` must be left out: the kind has no namespace")));
+        return Err(refuse(format!(
+            "{kind} {name}: `metadata.namespace` must be left out: the kind has no namespace"
+        )));
     }
     let object = Object { key: ObjectKey { kind, namespace, name }, manifest };
     if object.key.kind == "Pod" {
@@ -202,7 +209,8 @@ mod tests {
     fn documents_and_lists_are_taken_apart_and_namespaced() {
         let text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\n---\napiVersion: v1\nkind: List\nitems:\n\
                     - {apiVersion: v1, kind: Pod, metadata: {name: p}}\n- {apiVersion: v1, kind: Pod, metadata: {name: p, namespace: a}}\n";
-        let keys: Vec<String> = parse(text, "x").unwrap().iter().map(|object| object.key.to_string()).collect();
+        let keys: Vec<String> =
+            parse(text, "x").unwrap().iter().map(|object| object.key.to_string()).collect();
         assert_eq!(keys, ["Namespace a", "Pod default/p", "Pod a/p"]);
     }
 
@@ -217,7 +225,9 @@ mod tests {
             assert!(refusal(&text).contains("metadata.name"), "{name}");
         }
         assert!(refusal("kind: Pod\napiVersion: v1\nmetadata: {name: x, namespace: 7}").contains("quote"));
-        assert!(refusal("kind: Node\napiVersion: v1\nmetadata: {name: x, namespace: y}").contains("left out"));
+        assert!(
+            refusal("kind: Node\napiVersion: v1\nmetadata: {name: x, namespace: y}").contains("left out")
+        );
     }
 
     #[test]

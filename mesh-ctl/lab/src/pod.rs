@@ -107,13 +107,15 @@ impl PodSpec {
     /// If a field that a lab acts on has the wrong type, or asks for what a lab has not.
     pub fn of(object: &Object) -> Result<Self, LabError> {
         let refuse = |message: String| LabError::Manifest { location: object.key.to_string(), message };
-        let spec = object.manifest.get("spec").cloned().unwrap_or_else(|| Value::Object(serde_json::Map::new()));
+        let spec =
+            object.manifest.get("spec").cloned().unwrap_or_else(|| Value::Object(serde_json::Map::new()));
         let spec: Spec = serde_json::from_value(spec).map_err(|error| refuse(format!("spec: {error}")))?;
         let (mut processes, mut tcp_ports) = (Vec::new(), Vec::new());
         for (index, container) in spec.containers.into_iter().enumerate() {
             let place = format!("spec.containers[{index}]");
             if let Some(variable) = container.env.iter().find(|variable| variable.value_from.is_some()) {
-                let message = format!("{place}.env {}: a lab has no `valueFrom`; give a `value`", variable.name);
+                let message =
+                    format!("{place}.env {}: a lab has no `valueFrom`; give a `value`", variable.name);
                 return Err(refuse(message));
             }
             if container.command.is_empty() {
@@ -124,7 +126,11 @@ impl PodSpec {
             processes.push(Process {
                 container: container.name,
                 command: container.command.into_iter().chain(container.args).collect(),
-                environment: container.env.into_iter().map(|variable| (variable.name, variable.value)).collect(),
+                environment: container
+                    .env
+                    .into_iter()
+                    .map(|variable| (variable.name, variable.value))
+                    .collect(),
                 folder: container.working_dir,
             });
         }
@@ -196,7 +202,8 @@ mod tests {
     use crate::manifest::parse;
 
     fn pod(spec: &str) -> Result<PodSpec, LabError> {
-        let text = format!("{{apiVersion: v1, kind: Pod, metadata: {{name: p, namespace: ns}}, spec: {spec}}}");
+        let text =
+            format!("{{apiVersion: v1, kind: Pod, metadata: {{name: p, namespace: ns}}, spec: {spec}}}");
         parse(&text, "x").and_then(|objects| PodSpec::of(&objects[0]))
     }
 

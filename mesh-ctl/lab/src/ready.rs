@@ -59,7 +59,9 @@ async fn check(lab: &Folder, programs: &[Program]) -> Result<Option<String>, Lab
     for node in nodes.keys() {
         match record::read::<NodeRecord>(&lab.node_record(node))? {
             Some(NodeRecord { phase: Phase::Running, .. }) => {}
-            Some(NodeRecord { message, .. }) if !message.is_empty() => return Ok(Some(format!("{node}: {message}"))),
+            Some(NodeRecord { message, .. }) if !message.is_empty() => {
+                return Ok(Some(format!("{node}: {message}")));
+            }
             _ => return Ok(Some(format!("{node} is being made"))),
         }
         for program in programs {
@@ -117,7 +119,9 @@ async fn ask(socket: &Path, programs: &[Program], nodes: usize, pods: &[PodSpec]
     let Ok(Ok(endpoints)) = answer else { return Some("mesh-agent does not list its endpoints".to_owned()) };
     let endpoints = endpoints.into_inner().endpoints;
     let unknown = pods.iter().filter(|pod| !pod.host_network).find(|pod| {
-        let is_it = |endpoint: &&api::agent::Endpoint| endpoint.namespace == pod.namespace && endpoint.name == pod.name;
+        let is_it = |endpoint: &&api::agent::Endpoint| {
+            endpoint.namespace == pod.namespace && endpoint.name == pod.name
+        };
         endpoints.iter().find(is_it).is_none_or(|endpoint| endpoint.addresses.is_empty())
     });
     unknown.map(|pod| format!("mesh-agent does not know the address of pod {}/{}", pod.namespace, pod.name))
@@ -146,7 +150,9 @@ fn pods(lab: &Folder, wanted: &[PodSpec]) -> Result<Option<String>, LabError> {
         let name = format!("{}/{}", pod.namespace, pod.name);
         match records.iter().find(|record| record.uid == pod.uid) {
             Some(PodRecord { phase: Phase::Running, .. }) => {}
-            Some(PodRecord { message, .. }) if !message.is_empty() => return Ok(Some(format!("pod {name}: {message}"))),
+            Some(PodRecord { message, .. }) if !message.is_empty() => {
+                return Ok(Some(format!("pod {name}: {message}")));
+            }
             _ => return Ok(Some(format!("pod {name} is not running yet"))),
         }
     }

@@ -10,7 +10,8 @@ use crate::error::LabError;
 
 /// Replaces the record at `file`.
 pub(crate) fn write(file: &Path, record: &impl Serialize) -> Result<(), LabError> {
-    let text = serde_json::to_vec_pretty(record).map_err(io::Error::other).map_err(LabError::io("write", file))?;
+    let text =
+        serde_json::to_vec_pretty(record).map_err(io::Error::other).map_err(LabError::io("write", file))?;
     Ok(host::file::write(file, &text, 0o644)?)
 }
 

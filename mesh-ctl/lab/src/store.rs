@@ -129,7 +129,11 @@ pub(crate) fn delete(lab: &Folder, keys: &[ObjectKey]) -> Result<Vec<(ObjectKey,
 
 /// All pods. One that cannot be understood was put there by another hand than ours, and is left alone.
 pub(crate) fn pods(objects: &Objects) -> Vec<PodSpec> {
-    objects.values().filter(|object| object.key.kind == "Pod").filter_map(|object| PodSpec::of(object).ok()).collect()
+    objects
+        .values()
+        .filter(|object| object.key.kind == "Pod")
+        .filter_map(|object| PodSpec::of(object).ok())
+        .collect()
 }
 
 /// All nodes that have a place in the network: (name, place).
@@ -144,7 +148,8 @@ fn pod_key(pod: &PodSpec) -> ObjectKey {
 
 fn lock(lab: &Folder) -> Result<Flock<std::fs::File>, LabError> {
     let path = lab.lock();
-    let file = OpenOptions::new().create(true).append(true).open(&path).map_err(LabError::io("open", &path))?;
+    let file =
+        OpenOptions::new().create(true).append(true).open(&path).map_err(LabError::io("open", &path))?;
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| LabError::io("lock", &path)(errno.into()))
 }
 
@@ -170,14 +175,21 @@ fn complete_node(lab: &Folder, objects: &Objects, node: &mut Object) -> Result<(
     let free = |place: &u8| !taken.values().any(|taken| taken == place);
     // node-3 gets 172.31.3.2, so that addresses read well.
     let wanted = node.key.name.rsplit_once('-').and_then(|(_, number)| number.parse::<u8>().ok());
-    let place = taken.get(&node.key.name).copied().or(wanted.filter(|place| (1..=NODES_MAX).contains(place) && free(place)));
-    let place = place.or_else(|| (1..=NODES_MAX).find(free)).ok_or_else(|| {
-        refuse(format!("a lab has at most {NODES_MAX} nodes"))
-    })?;
+    let place = taken
+        .get(&node.key.name)
+        .copied()
+        .or(wanted.filter(|place| (1..=NODES_MAX).contains(place) && free(place)));
+    let place = place
+        .or_else(|| (1..=NODES_MAX).find(free))
+        .ok_or_else(|| refuse(format!("a lab has at most {NODES_MAX} nodes")))?;
     match node.text("/spec/podCIDR").map(str::parse::<Ipv4Net>) {
         None => node.set(&["spec", "podCIDR"], json!(format!("10.{place}.0.0/16"))),
         Some(Ok(range)) if POD_NETWORK.contains(&range) => {}
-        Some(_) => return Err(refuse(format!("spec.podCIDR must be an IPv4 range within {POD_NETWORK}, or be left out"))),
+        Some(_) => {
+            return Err(refuse(format!(
+                "spec.podCIDR must be an IPv4 range within {POD_NETWORK}, or be left out"
+            )));
+        }
     }
     let address = crate::topology::node_address(place);
     node.set(&["status", "addresses"], json!([{"type": "InternalIP", "address": address}]));
@@ -262,13 +274,23 @@ mod tests {
     #[test]
     fn nodes_get_their_place_and_pods_are_spread() {
         let lab = Lab::new("spread");
-        let all = ["a", "b", "c"].map(|name| pod(name, "{}")).concat() + &node("node-2", "{}") + &node("node-1", "{}");
+        let all = ["a", "b", "c"].map(|name| pod(name, "{}")).concat()
+            + &node("node-2", "{}")
+            + &node("node-1", "{}");
         lab.apply(&all).unwrap();
-        assert_eq!(nodes(&read(&lab.0).unwrap()), BTreeMap::from([("node-1".into(), 1), ("node-2".into(), 2)]));
+        assert_eq!(
+            nodes(&read(&lab.0).unwrap()),
+            BTreeMap::from([("node-1".into(), 1), ("node-2".into(), 2)])
+        );
         let on = ["a", "b", "c"].map(|name| lab.pod(name).node);
         assert_eq!(on, ["node-1", "node-2", "node-1"]);
         assert!(lab.apply(&pod("d", "{nodeName: node-9}")).unwrap_err().to_string().contains("node-9"));
-        assert!(lab.apply(&node("node-3", "{podCIDR: 192.168.0.0/16}")).unwrap_err().to_string().contains("podCIDR"));
+        assert!(
+            lab.apply(&node("node-3", "{podCIDR: 192.168.0.0/16}"))
+                .unwrap_err()
+                .to_string()
+                .contains("podCIDR")
+        );
         assert!(lab.apply(&node("outside", "{}")).is_err());
     }
 
@@ -289,7 +311,11 @@ mod tests {
         let lab = Lab::new("delete");
         let namespace = "---\n{apiVersion: v1, kind: Namespace, metadata: {name: default}}\n";
         lab.apply(&(node("node-1", "{}") + &pod("a", "{}") + namespace)).unwrap();
-        let key = |kind: &str, name: &str| ObjectKey { kind: kind.into(), namespace: String::new(), name: name.into() };
+        let key = |kind: &str, name: &str| ObjectKey {
+            kind: kind.into(),
+            namespace: String::new(),
+            name: name.into(),
+        };
         assert!(delete(&lab.0, &[key("Node", "node-1")]).unwrap_err().to_string().contains("default/a"));
         let gone = delete(&lab.0, &[key("Namespace", "default"), key("Namespace", "other")]).unwrap();
         let gone: Vec<_> = gone.iter().map(|(key, change)| format!("{key} {change}")).collect();

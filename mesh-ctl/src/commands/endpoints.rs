@@ -56,10 +56,12 @@ fn json(endpoint: &Endpoint) -> Value {
 }
 
 fn table(endpoints: &[Endpoint]) -> String {
-    let mut table = Table::new(&["NAMESPACE", "NAME", "NODE", "ADDRESSES", "INGRESS", "EGRESS", "IDENTITY", "LABELS"]);
+    let mut table =
+        Table::new(&["NAMESPACE", "NAME", "NODE", "ADDRESSES", "INGRESS", "EGRESS", "IDENTITY", "LABELS"]);
     let enforced = |is: bool| if is { "enforced" } else { "" }.to_owned();
     for endpoint in endpoints {
-        let mut labels: Vec<_> = endpoint.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let mut labels: Vec<_> =
+            endpoint.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
         labels.sort();
         table.row([
             endpoint.namespace.clone(),

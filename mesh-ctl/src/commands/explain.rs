@@ -41,9 +41,9 @@ fn request(command: &Explain) -> Result<ExplainRequest, CtlError> {
 fn http(command: &Explain) -> Result<Option<HttpRequest>, CtlError> {
     let mut headers = Vec::new();
     for text in &command.headers {
-        let (name, value) = text.split_once(':').ok_or_else(|| {
-            CtlError::Usage(format!("--header {text:?}: use 'NAME: VALUE'"))
-        })?;
+        let (name, value) = text
+            .split_once(':')
+            .ok_or_else(|| CtlError::Usage(format!("--header {text:?}: use 'NAME: VALUE'")))?;
         headers.push(Header { name: name.trim().to_owned(), value: value.trim().to_owned() });
     }
     let host = command.host.clone().unwrap_or_default();
@@ -64,9 +64,10 @@ fn http(command: &Explain) -> Result<Option<HttpRequest>, CtlError> {
 }
 
 fn json(answer: &ExplainResponse) -> Value {
-    let http = answer.http.as_ref().map(|http| {
-        json!({"verdict": http.verdict, "status": http.status, "reason": http.reason})
-    });
+    let http = answer
+        .http
+        .as_ref()
+        .map(|http| json!({"verdict": http.verdict, "status": http.status, "reason": http.reason}));
     json!({
         "verdict": answer.verdict,
         "reason": answer.reason,
@@ -85,7 +86,9 @@ fn direction(verdict: &DirectionVerdict, direction: &str) -> Value {
             "name": origin.name,
             "rule": rule(origin, direction),
         }),
-        None if verdict.verdict == "denied" => json!({"kind": "", "namespace": "", "name": "default deny", "rule": null}),
+        None if verdict.verdict == "denied" => {
+            json!({"kind": "", "namespace": "", "name": "default deny", "rule": null})
+        }
         None => Value::Null,
     };
     json!({"verdict": verdict.verdict, "reason": verdict.reason, "node": verdict.node, "policy": policy})
@@ -102,7 +105,10 @@ fn rule(origin: &Origin, direction: &str) -> Option<String> {
 }
 
 fn table(command: &Explain, answer: &ExplainResponse) -> String {
-    let mut text = format!("{}: {} -> {} {}/{}", answer.verdict, command.from, command.to, command.protocol, command.port);
+    let mut text = format!(
+        "{}: {} -> {} {}/{}",
+        answer.verdict, command.from, command.to, command.protocol, command.port
+    );
     if let Some(call) = &command.grpc {
         let _ = write!(text, ", gRPC {call}");
     } else if let Ok(Some(http)) = http(command) {
@@ -168,7 +174,12 @@ mod tests {
             ..Origin::default()
         };
         let verdict = |verdict: &str, policy| {
-            Some(DirectionVerdict { verdict: verdict.into(), reason: String::new(), policy, node: "node-1".into() })
+            Some(DirectionVerdict {
+                verdict: verdict.into(),
+                reason: String::new(),
+                policy,
+                node: "node-1".into(),
+            })
         };
         let answer = ExplainResponse {
             verdict: "denied".into(),

@@ -72,11 +72,18 @@ fn up(scope: &Scope, options: LabOptions) -> Result<u8, CtlError> {
     let folder = lab.folder().path().display().to_string();
     lab.keep()?;
     if pods > 0 {
-        eprintln!("note: images are ignored in a lab; a container's `command` runs as a process of this machine, without one it just waits");
+        eprintln!(
+            "note: images are ignored in a lab; a container's `command` runs as a process of this machine, without one it just waits"
+        );
     }
     let seconds = started.elapsed().as_secs_f32();
     let json = || json!({"name": name, "nodes": nodes, "pods": pods, "folder": folder});
-    let table = || format!("lab {name} is ready after {seconds:.1} s: {} nodes, {pods} pods, files in {folder}\n", nodes.len());
+    let table = || {
+        format!(
+            "lab {name} is ready after {seconds:.1} s: {} nodes, {pods} pods, files in {folder}\n",
+            nodes.len()
+        )
+    };
     super::print(scope, json, table)?;
     Ok(DONE)
 }
@@ -98,15 +105,14 @@ fn read(files: &[PathBuf]) -> Result<Vec<Object>, CtlError> {
 /// Says what was changed, then waits for the pods it concerns.
 fn changed(scope: &Scope, lab: &Lab, changes: Vec<(ObjectKey, Change)>) -> Result<u8, CtlError> {
     let json = || {
-        let change = |(key, change): &(ObjectKey, Change)| {
-            json!({"kind": key.kind, "namespace": key.namespace, "name": key.name, "change": change.to_string()})
-        };
+        let change = |(key, change): &(ObjectKey, Change)| json!({"kind": key.kind, "namespace": key.namespace, "name": key.name, "change": change.to_string()});
         Value::Array(changes.iter().map(change).collect())
     };
     let table = || changes.iter().map(|(key, change)| format!("{key} {change}\n")).collect();
     super::print(scope, json, table)?;
     std::io::stdout().flush()?;
-    let concerns_pods = |(key, change): &(ObjectKey, Change)| key.kind == "Pod" && *change != Change::Unchanged;
+    let concerns_pods =
+        |(key, change): &(ObjectKey, Change)| key.kind == "Pod" && *change != Change::Unchanged;
     if changes.iter().any(concerns_pods) {
         lab.wait_for_pods(PODS_LIMIT)?;
     }
@@ -114,8 +120,12 @@ fn changed(scope: &Scope, lab: &Lab, changes: Vec<(ObjectKey, Change)>) -> Resul
 }
 
 /// Becomes the command: its terminal, signals and exit code are this process's.
-fn become_it(place: impl FnOnce(&OsString) -> std::process::Command, command: &[OsString]) -> Result<u8, CtlError> {
-    let (program, arguments) = command.split_first().ok_or_else(|| CtlError::Usage("a command is missing".to_owned()))?;
+fn become_it(
+    place: impl FnOnce(&OsString) -> std::process::Command,
+    command: &[OsString],
+) -> Result<u8, CtlError> {
+    let (program, arguments) =
+        command.split_first().ok_or_else(|| CtlError::Usage("a command is missing".to_owned()))?;
     let error = place(program).args(arguments).exec();
     Err(CtlError::Refused(format!("cannot run nsenter: {error}")))
 }
@@ -131,7 +141,13 @@ fn ls(scope: &Scope) -> Result<u8, CtlError> {
         let state = if lab.is_supervised() { "running" } else { "without supervisor" };
         let age = lab.started().ok().and_then(|started| SystemTime::now().duration_since(started).ok());
         let age = age.unwrap_or_default().as_secs();
-        table.row([lab.name(), state, &format!("{age} s"), &nodes.join(","), &format!("{running}/{}", pods.len())]);
+        table.row([
+            lab.name(),
+            state,
+            &format!("{age} s"),
+            &nodes.join(","),
+            &format!("{running}/{}", pods.len()),
+        ]);
         let pods = pods.iter().map(|pod| {
             json!({
                 "namespace": pod.namespace, "name": pod.name, "node": pod.node, "address": pod.address,

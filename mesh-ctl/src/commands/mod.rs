@@ -41,7 +41,11 @@ fn wait_for(command: impl Future<Output = Result<u8, CtlError>>) -> Result<u8, C
 }
 
 /// Writes the answer as `scope` asks for it.
-fn print(scope: &Scope, json: impl FnOnce() -> Value, table: impl FnOnce() -> String) -> Result<(), CtlError> {
+fn print(
+    scope: &Scope,
+    json: impl FnOnce() -> Value,
+    table: impl FnOnce() -> String,
+) -> Result<(), CtlError> {
     let text = match scope.output {
         Output::Json => format!("{:#}\n", json()),
         Output::Table => table(),

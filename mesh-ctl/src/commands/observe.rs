@@ -49,7 +49,12 @@ pub(super) async fn run(scope: &Scope, command: Observe) -> Result<u8, CtlError>
 
 fn request(command: &Observe) -> Result<GetFlowsRequest, CtlError> {
     let last = command.last.unwrap_or(if command.follow { 0 } else { LAST_DEFAULT });
-    Ok(GetFlowsRequest { number: last.into(), follow: command.follow, whitelist: filters(command)?, ..GetFlowsRequest::default() })
+    Ok(GetFlowsRequest {
+        number: last.into(),
+        follow: command.follow,
+        whitelist: filters(command)?,
+        ..GetFlowsRequest::default()
+    })
 }
 
 /// Any of them must match, with all of its fields; none: everything matches.
@@ -92,7 +97,9 @@ fn filters(command: &Observe) -> Result<Vec<FlowFilter>, CtlError> {
 fn verdict(name: &str) -> Result<i32, CtlError> {
     let upper = name.to_uppercase();
     let number = Verdict::from_str_name(&upper).filter(|verdict| *verdict != Verdict::Unknown).map(i32::from);
-    number.ok_or_else(|| CtlError::Usage(format!("--verdict {name}: use forwarded, dropped, redirected, error or audit")))
+    number.ok_or_else(|| {
+        CtlError::Usage(format!("--verdict {name}: use forwarded, dropped, redirected, error or audit"))
+    })
 }
 
 async fn collect(target: &Target, request: GetFlowsRequest) -> Result<Vec<GetFlowsResponse>, CtlError> {
@@ -107,7 +114,9 @@ async fn collect(target: &Target, request: GetFlowsRequest) -> Result<Vec<GetFlo
     match tokio::time::timeout(ANSWER_LIMIT, all).await {
         Ok(Ok(())) => Ok(flows),
         Ok(Err(status)) => Err(CtlError::from_status(&target.name(), &status)),
-        Err(_) => Err(CtlError::Unreachable(format!("{} did not answer within {ANSWER_LIMIT:?}", target.name()))),
+        Err(_) => {
+            Err(CtlError::Unreachable(format!("{} did not answer within {ANSWER_LIMIT:?}", target.name())))
+        }
     }
 }
 
@@ -207,7 +216,14 @@ mod tests {
     use super::*;
 
     fn command() -> Observe {
-        Observe { namespace: None, verdict: Vec::new(), from_pod: None, to_pod: None, follow: false, last: None }
+        Observe {
+            namespace: None,
+            verdict: Vec::new(),
+            from_pod: None,
+            to_pod: None,
+            follow: false,
+            last: None,
+        }
     }
 
     fn pods(command: &Observe) -> Vec<(String, String)> {

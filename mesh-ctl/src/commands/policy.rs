@@ -33,7 +33,11 @@ pub(super) async fn run(scope: &Scope, command: PolicyCommand) -> Result<u8, Ctl
             [only] => json(only),
             several => Value::Array(several.iter().map(json).collect()),
         };
-        super::print(scope, || one(&policies), || policies.iter().map(page).collect::<Vec<_>>().join("---\n"))?;
+        super::print(
+            scope,
+            || one(&policies),
+            || policies.iter().map(page).collect::<Vec<_>>().join("---\n"),
+        )?;
     } else {
         super::print(scope, || Value::Array(policies.iter().map(json).collect()), || table(&policies))?;
     }

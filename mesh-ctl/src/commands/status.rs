@@ -24,7 +24,9 @@ pub(super) async fn run(scope: &Scope) -> Result<u8, CtlError> {
         answers.push((target, status));
     }
     super::print(scope, || Value::Array(answers.iter().map(json).collect()), || table(&answers))?;
-    let is_well = |status: &StatusResponse| status.programs.iter().all(|program| WELL.contains(&program.state.as_str()));
+    let is_well = |status: &StatusResponse| {
+        status.programs.iter().all(|program| WELL.contains(&program.state.as_str()))
+    };
     Ok(match () {
         () if answers.iter().any(|(_, status)| status.is_err()) => UNREACHABLE,
         () if answers.iter().flat_map(|(_, status)| status).all(is_well) => DONE,
@@ -43,7 +45,8 @@ fn json((target, status): &Answer) -> Value {
     let programs = status.programs.iter().map(|program| {
         json!({"name": program.name, "state": program.state, "pid": program.pid, "version": program.version})
     });
-    let counters: Map<_, _> = status.counters.iter().map(|counter| (counter.name.clone(), json!(counter.value))).collect();
+    let counters: Map<_, _> =
+        status.counters.iter().map(|counter| (counter.name.clone(), json!(counter.value))).collect();
     json!({
         "node": status.node,
         "programs": programs.collect::<Vec<_>>(),

@@ -28,12 +28,28 @@ impl Trace {
         ] {
             let listed = Command::new("ip").args(arguments).output().unwrap();
             // The state of a link and its counters may change.
-            let name = |line: &str| line.split_whitespace().take(if what == "link" { 2 } else { 20 }).collect::<Vec<_>>().join(" ");
-            found.extend(String::from_utf8_lossy(&listed.stdout).lines().map(|line| format!("{what} {}", name(line))));
+            let name = |line: &str| {
+                line.split_whitespace()
+                    .take(if what == "link" { 2 } else { 20 })
+                    .collect::<Vec<_>>()
+                    .join(" ")
+            };
+            found.extend(
+                String::from_utf8_lossy(&listed.stdout).lines().map(|line| format!("{what} {}", name(line))),
+            );
         }
         found.extend(names("/run/netns").map(|name| format!("namespace {name}")));
-        for folder in ["/run/selvage-lab", "/sys/fs/bpf/selvage-lab", "/sys/fs/bpf", "/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/run"] {
-            found.extend(names(folder).filter(|name| name.contains(lab)).map(|name| format!("file {folder}/{name}")));
+        for folder in [
+            "/run/selvage-lab",
+            "/sys/fs/bpf/selvage-lab",
+            "/sys/fs/bpf",
+            "/sys/fs/cgroup",
+            "/sys/fs/cgroup/unified",
+            "/run",
+        ] {
+            found.extend(
+                names(folder).filter(|name| name.contains(lab)).map(|name| format!("file {folder}/{name}")),
+            );
         }
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         found.extend(mounts.lines().filter(|line| line.contains(lab)).map(|line| format!("mount {line}")));
@@ -48,7 +64,9 @@ impl Trace {
         loop {
             let now = Self::of(&self.lab).found;
             // What another test made and removes is not there at every look.
-            let new = now.difference(&self.found).filter(|item| left.as_ref().is_none_or(|left| left.contains(*item)));
+            let new = now
+                .difference(&self.found)
+                .filter(|item| left.as_ref().is_none_or(|left| left.contains(*item)));
             let new: BTreeSet<_> = new.cloned().collect();
             if new.is_empty() {
                 return;

@@ -58,7 +58,10 @@ struct Kept {
 }
 
 impl Kept {
-    fn start<F: Future<Output = ()> + 'static>(version: String, work: impl FnOnce(CancellationToken) -> F) -> Self {
+    fn start<F: Future<Output = ()> + 'static>(
+        version: String,
+        work: impl FnOnce(CancellationToken) -> F,
+    ) -> Self {
         let cancel = CancellationToken::new();
         let task = tokio::task::spawn_local(work(cancel.clone()));
         Self { version, cancel, task }

@@ -30,7 +30,13 @@ pub(crate) struct NodeRecord {
 }
 
 /// Keeps a node until `cancel`, then takes it away.
-pub(super) async fn keep(lab: Folder, name: String, place: u8, programs: Vec<Program>, cancel: CancellationToken) {
+pub(super) async fn keep(
+    lab: Folder,
+    name: String,
+    place: u8,
+    programs: Vec<Program>,
+    cancel: CancellationToken,
+) {
     let run = async {
         while let Err(error) = make(&lab, &name, place).await {
             tracing::error!(node = name, %error, "cannot make the node");

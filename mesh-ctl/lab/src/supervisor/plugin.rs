@@ -30,14 +30,20 @@ pub(super) struct Added {
 /// Attaches the pod.
 pub(super) async fn add(lab: &Folder, pod: &PodRecord) -> Result<Added, LabError> {
     let result = run(lab, pod, "ADD").await?;
-    understand(&result).ok_or_else(|| LabError::Plugin { verb: "ADD", message: format!("its result is incomplete: {result}") })
+    understand(&result).ok_or_else(|| LabError::Plugin {
+        verb: "ADD",
+        message: format!("its result is incomplete: {result}"),
+    })
 }
 
 fn understand(result: &Value) -> Option<Added> {
     let address = result.pointer("/ips/0/address")?.as_str()?;
     let on_host = |interface: &&Value| interface["sandbox"].as_str().is_none_or(str::is_empty);
     let host = result["interfaces"].as_array()?.iter().find(on_host)?;
-    Some(Added { address: address.split('/').next()?.parse().ok()?, host_interface: host["name"].as_str()?.to_owned() })
+    Some(Added {
+        address: address.split('/').next()?.parse().ok()?,
+        host_interface: host["name"].as_str()?.to_owned(),
+    })
 }
 
 /// Detaches the pod. Succeeds if it is not attached.
@@ -58,7 +64,8 @@ async fn run(lab: &Folder, pod: &PodRecord, verb: &'static str) -> Result<Value,
         "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID={};K8S_POD_UID={}",
         pod.namespace, pod.name, pod.container_id, pod.uid
     );
-    let mut command = tokio::process::Command::from(command_in(&lab.node_namespace(&pod.node), find("mesh-cni")?));
+    let mut command =
+        tokio::process::Command::from(command_in(&lab.node_namespace(&pod.node), find("mesh-cni")?));
     command
         .env("CNI_COMMAND", verb)
         .env("CNI_CONTAINERID", &pod.container_id)

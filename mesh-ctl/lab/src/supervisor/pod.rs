@@ -67,7 +67,9 @@ impl Pod<'_> {
     fn note(&mut self, phase: Phase, message: String) {
         self.record.phase = phase;
         self.record.message = message;
-        if let Err(error) = record::write(&self.lab.pod_record(&self.spec.namespace, &self.spec.name), &self.record) {
+        if let Err(error) =
+            record::write(&self.lab.pod_record(&self.spec.namespace, &self.spec.name), &self.record)
+        {
             tracing::error!(pod = self.name(), %error, "cannot note the state of the pod");
         }
     }
@@ -164,7 +166,12 @@ async fn container(lab: &Folder, pod: &PodSpec, namespace: &Path, process: &Proc
                 let _group = Group(child.id());
                 let status = child.wait().await;
                 let ended_well = status.as_ref().is_ok_and(std::process::ExitStatus::success);
-                tracing::info!(pod = pod.name, container = process.container, end = describe(status), "ended");
+                tracing::info!(
+                    pod = pod.name,
+                    container = process.container,
+                    end = describe(status),
+                    "ended"
+                );
                 ended_well
             }
             Err(error) => {
@@ -180,7 +187,12 @@ async fn container(lab: &Folder, pod: &PodSpec, namespace: &Path, process: &Proc
     }
 }
 
-fn start(lab: &Folder, pod: &PodSpec, namespace: &Path, process: &Process) -> Result<tokio::process::Child, LabError> {
+fn start(
+    lab: &Folder,
+    pod: &PodSpec,
+    namespace: &Path,
+    process: &Process,
+) -> Result<tokio::process::Child, LabError> {
     let program = process.command.first().map_or("", String::as_str);
     let mut command = command_in(namespace, program);
     command.args(process.command.iter().skip(1));
@@ -207,9 +219,8 @@ async fn listens(namespace: &Path, ports: &[u16]) {
 fn listening_ports() -> Vec<u16> {
     /// As `/proc/net/tcp` writes LISTEN.
     const LISTEN: &str = "0A";
-    let tables = ["tcp", "tcp6"].map(|table| {
-        std::fs::read_to_string(format!("/proc/thread-self/net/{table}")).unwrap_or_default()
-    });
+    let tables = ["tcp", "tcp6"]
+        .map(|table| std::fs::read_to_string(format!("/proc/thread-self/net/{table}")).unwrap_or_default());
     let lines = tables.iter().flat_map(|table| table.lines().skip(1));
     lines
         .filter_map(|line| {

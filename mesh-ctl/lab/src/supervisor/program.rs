@@ -115,7 +115,9 @@ impl Keeper<'_> {
                     // It drains for as long as it needs.
                     tokio::task::spawn_local(async move { predecessor.wait().await.map(drop) });
                 }
-                Err(why) => tracing::error!(node = self.node, program = self.program.name(), why, "hand-over failed"),
+                Err(why) => {
+                    tracing::error!(node = self.node, program = self.program.name(), why, "hand-over failed")
+                }
             }
             if let Err(error) = host::file::remove(&request) {
                 return error.to_string();
@@ -127,7 +129,8 @@ impl Keeper<'_> {
     async fn hand_over(&self, predecessor: &mut Child) -> Result<Child, String> {
         let worker = self.program.worker_file().ok_or("it has no worker to hand over to")?;
         let worker = self.lab.run(self.node).join(worker);
-        let command = program_command(self.lab, self.node, self.program).map_err(|error| error.to_string())?;
+        let command =
+            program_command(self.lab, self.node, self.program).map_err(|error| error.to_string())?;
         let log = self.lab.program_log(self.node, self.program.name());
         let mut successor = spawn(command, &log).map_err(|error| error.to_string())?;
         let started = Instant::now();
@@ -151,7 +154,9 @@ impl Keeper<'_> {
 fn is_worker_of(file: &Path, master: u32) -> bool {
     let Ok(worker) = std::fs::read_to_string(file) else { return false };
     let Ok(status) = std::fs::read_to_string(format!("/proc/{}/status", worker.trim())) else { return false };
-    status.lines().any(|line| line.strip_prefix("PPid:").is_some_and(|parent| parent.trim() == master.to_string()))
+    status
+        .lines()
+        .any(|line| line.strip_prefix("PPid:").is_some_and(|parent| parent.trim() == master.to_string()))
 }
 
 async fn appears(file: &Path) {
