@@ -87,6 +87,14 @@ pub enum CniError {
     /// A note could not be written or removed.
     #[error(transparent)]
     Note(#[from] FileError),
+    /// The agent has been away for very long.
+    #[error("{} has {limit} notes already: start mesh-agent", folder.display())]
+    TooManyNotes {
+        /// Where the notes stand.
+        folder: PathBuf,
+        /// How many it takes.
+        limit: usize,
+    },
     /// CHECK found something missing or changed.
     #[error("CHECK: {0}")]
     Check(String),
@@ -109,7 +117,7 @@ impl CniError {
             Self::Decode(_) => 6,
             Self::Config(_) => 7,
             Self::NetNs(_) => 8,
-            Self::AgentUnreachable { .. } => 11,
+            Self::AgentUnreachable { .. } | Self::TooManyNotes { .. } => 11,
             Self::NotReady(_) => 50,
             Self::InterfaceExists { .. } | Self::HostInterfaceExists(_) => 100,
             Self::AgentRefused { .. } | Self::AgentAnswer { .. } => 101,

@@ -18,12 +18,20 @@ const FOLDER: &str = "cni/pending";
 /// Only root, as the rest of the agent's state.
 const MODE: u32 = 0o600;
 
+/// Most notes that wait at once. A node has a few hundred pods; more means that its agent has been away for days of restarts, and
+/// then the runtime's own retries are the better queue.
+const MAX_NOTES: usize = 10_000;
+
 /// Leaves a note for `target`.
 pub(crate) fn write(state_dir: &Path, target: &Target) -> Result<(), CniError> {
     let path = path(state_dir, target);
     if let Some(folder) = path.parent() {
-        let action = "cannot create the folder for notes to mesh-agent";
-        fs::create_dir_all(folder).map_err(|source| CniError::System { action, source })?;
+        let failed =
+            |source| CniError::System { action: "cannot use the folder for notes to mesh-agent", source };
+        fs::create_dir_all(folder).map_err(failed)?;
+        if !path.exists() && fs::read_dir(folder).map_err(failed)?.count() >= MAX_NOTES {
+            return Err(CniError::TooManyNotes { folder: folder.to_owned(), limit: MAX_NOTES });
+        }
     }
     let note = GcAttachment { container_id: target.container_id.clone(), ifname: target.ifname.clone() };
     let json = serde_json::to_vec(&note).map_err(CniError::Decode)?;
@@ -42,4 +50,30 @@ pub(crate) fn remove(state_dir: &Path, target: &Target) -> Result<(), CniError> 
 /// Both names are free of slashes.
 fn path(state_dir: &Path, target: &Target) -> PathBuf {
     state_dir.join(FOLDER).join(format!("{}_{}.json", target.container_id, target.ifname))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::PodName;
+
+    #[test]
+    fn the_folder_has_a_limit_and_old_notes_can_be_rewritten() {
+        let state = tempfile::tempdir().unwrap();
+        let target = |id: usize| Target {
+            container_id: format!("c{id}"),
+            ifname: "eth0".to_owned(),
+            netns: None,
+            pod: PodName::default(),
+        };
+        write(state.path(), &target(0)).unwrap();
+        for number in 1..MAX_NOTES {
+            fs::write(path(state.path(), &target(number)), "").unwrap();
+        }
+        let error = write(state.path(), &target(MAX_NOTES)).unwrap_err();
+        assert!(error.code() == 11 && error.to_string().contains("cni/pending"), "{error}");
+        write(state.path(), &target(0)).unwrap();
+        remove(state.path(), &target(0)).unwrap();
+        write(state.path(), &target(MAX_NOTES)).unwrap();
+    }
 }
