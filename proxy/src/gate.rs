@@ -73,6 +73,24 @@ pub enum Source {
     Node(IpAddr),
 }
 
+impl Judgement {
+    fn refused(refusal: Refusal) -> Self {
+        Self { refusal: Some(refusal), ..Self::default() }
+    }
+}
+
+impl Known {
+    fn judgement(&self, refusal: Option<Refusal>) -> Judgement {
+        Judgement {
+            refusal,
+            snapshot: self.number,
+            source_identity: self.source_identity,
+            destination_identity: self.destination_identity,
+            ..Judgement::default()
+        }
+    }
+}
+
 impl Gate {
     /// For the connection from `client` to `destination`.
     pub fn new(policies: Arc<Policies>, client: SocketAddr, destination: SocketAddr) -> Self {
@@ -82,25 +100,22 @@ impl Gate {
     /// Judges a request. A path that cannot be judged is a refusal too.
     pub fn judge(&self, subject: &Subject<'_>) -> Judgement {
         self.with(|known| {
-            let Some(known) = known else {
-                return Judgement { refusal: Some(Refusal::NoSnapshot), ..Judgement::default() };
-            };
-            let mut judgement = Judgement {
-                snapshot: known.number,
-                source_identity: known.source_identity,
-                destination_identity: known.destination_identity,
-                ..Judgement::default()
-            };
+            let Some(known) = known else { return Judgement::refused(Refusal::NoSnapshot) };
             let Ok(path) = policy::judged_path(subject.target) else {
-                judgement.refusal = Some(Refusal::Malformed("Ambiguous path"));
-                return judgement;
+                return known.judgement(Some(Refusal::Malformed("Ambiguous path")));
             };
             let Subject { method, host, headers, .. } = *subject;
             let decision = known.policy.decide(&RequestHead { method, path: &path, host, headers });
-            judgement.refusal = (decision.verdict != Verdict::Allowed).then_some(Refusal::Denied);
-            judgement.egress = decision.egress;
-            judgement.ingress = decision.ingress;
-            judgement
+            let refusal = (decision.verdict != Verdict::Allowed).then_some(Refusal::Denied);
+            Judgement { egress: decision.egress, ingress: decision.ingress, ..known.judgement(refusal) }
+        })
+    }
+
+    /// For what is refused without being judged.
+    pub fn refuse(&self, refusal: Refusal) -> Judgement {
+        self.with(|known| match known {
+            Some(known) => known.judgement(Some(refusal)),
+            None => Judgement::refused(refusal),
         })
     }
 

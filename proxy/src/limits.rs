@@ -116,6 +116,11 @@ pub struct Timeouts {
     pub replace: Duration,
     /// From hand-over until what is still open is ended. Kept-alive connections end with their next response before.
     pub drain: Duration,
+    /// On hand-over, how long an HTTP/2 connection must have had no stream before it is told to go (GOAWAY). Telling a busy
+    /// one is correct by the protocol, but some clients fail a request that crosses it.
+    pub drain_idle: Duration,
+    /// How long before the end of a drain the busy ones are told too.
+    pub drain_last: Duration,
     /// How often deadlines are looked at: one timer for a thread instead of one for each request.
     pub tick: Duration,
 }
@@ -131,6 +136,8 @@ impl Default for Timeouts {
             linger: Duration::from_secs(2),
             replace: Duration::from_secs(1),
             drain: Duration::from_secs(600),
+            drain_idle: Duration::from_secs(5),
+            drain_last: Duration::from_secs(30),
             tick: Duration::from_secs(1),
         }
     }

@@ -12,8 +12,8 @@ use crate::gate::{Gate, Judgement};
 use crate::limits;
 use crate::record::{Record, Running, clip};
 use crate::refusal::Refusal;
-use crate::thread::{Interrupt, Live, Phase, Thread};
-use crate::upstream::{Connect, ConnectError, Route, prepare_stream};
+use crate::thread::{Drain, Interrupt, Live, Phase, Thread};
+use crate::upstream::{Connect, ConnectError, Route, end_cleanly, prepare_stream};
 use crate::{http1, http2, io as own_io};
 
 /// What the handlers of one connection need to know of it.
@@ -71,13 +71,19 @@ impl<C: Connect> Session<C> {
         let mut inbox = BytesMut::new();
         let first = tokio::select! {
             biased;
-            interrupt = self.interrupted() => { self.count(interrupt); return }
+            interrupt = self.interrupted() => {
+                self.count(interrupt);
+                if self.may_end_cleanly(interrupt) {
+                    end_cleanly(&stream);
+                }
+                return;
+            }
             first = self.first_bytes(&mut stream, &mut inbox) => first,
         };
         match first {
             Ok(First::Http1) => Box::pin(http1::serve(self, stream, inbox)).await,
             Ok(First::Http2) => Box::pin(http2::serve(self, stream, inbox)).await,
-            Ok(First::Nothing) => crate::upstream::end_cleanly(&stream),
+            Ok(First::Nothing) => end_cleanly(&stream),
             Err(error) => {
                 tracing::debug!(%error, client = %self.client, "the client went before its first request")
             }
@@ -141,7 +147,7 @@ impl<C> Session<C> {
     }
 
     pub(crate) fn is_draining(&self) -> bool {
-        *self.thread.draining.borrow()
+        *self.thread.draining.borrow() != Drain::No
     }
 
     /// Until the connection is to end for a reason that has nothing to do with what it carries.
@@ -161,6 +167,12 @@ impl<C> Session<C> {
         }
     }
 
+    /// Whether a connection that is ended from outside is at a place where nothing is missing.
+    pub(crate) fn may_end_cleanly(&self, interrupt: Interrupt) -> bool {
+        let in_time = matches!(interrupt, Interrupt::TimedOut | Interrupt::DrainLimit);
+        in_time && self.live.phase() == Phase::Idle
+    }
+
     pub(crate) fn count(&self, interrupt: Interrupt) {
         match interrupt {
             Interrupt::Replaced => {}
@@ -174,7 +186,7 @@ impl<C> Session<C> {
     pub(crate) fn record(
         &self,
         protocol: &'static str,
-        (method, path, host): (Bytes, Bytes, Bytes),
+        [method, path, host]: [Bytes; 3],
         judgement: Judgement,
     ) -> Record {
         let mut record = Record {

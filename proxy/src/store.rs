@@ -89,7 +89,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = SnapshotStore::new(folder.path());
         assert!(store.load().unwrap().is_none());
-        let message = api::policy::Snapshot { number: 7, node: "n".to_owned(), ..Default::default() };
+        let world = policy::World { this_node: "n".to_owned(), ..Default::default() };
+        let (snapshot, _) = policy::compile(&world, &mut policy::Identities::default(), 7);
+        let message = api::policy::Snapshot::from(&snapshot);
         store.save(&message).unwrap();
         assert_eq!(store.load().unwrap().unwrap().number, 7);
         std::fs::write(folder.path().join("snapshot.pb"), b"\xff\xff\xff").unwrap();

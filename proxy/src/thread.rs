@@ -37,11 +37,22 @@ pub struct Thread<C> {
     pub(crate) common: Common,
     /// Wakes connections when a snapshot was installed. A copy for this thread, so that threads do not meet.
     pub(crate) changes: watch::Sender<u64>,
-    pub(crate) draining: watch::Sender<bool>,
+    pub(crate) draining: watch::Sender<Drain>,
     clock: Rc<Clock>,
     next_id: Cell<u64>,
     live: RefCell<HashMap<Tuple, Rc<Live>>>,
     count: Cell<usize>,
+}
+
+/// Whether connections are to end because another process serves the listener now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Drain {
+    /// No.
+    No,
+    /// When that can go unnoticed.
+    Unnoticed,
+    /// As soon as the protocol allows it.
+    Soon,
 }
 
 /// Time as of the last tick: precise enough for time-outs, and free.
@@ -153,7 +164,7 @@ impl<C> Thread<C> {
             connector,
             common,
             changes: watch::Sender::new(0),
-            draining: watch::Sender::new(false),
+            draining: watch::Sender::new(Drain::No),
             clock,
             next_id: Cell::new(0),
             live: RefCell::default(),
@@ -231,15 +242,21 @@ impl<C> Thread<C> {
 
     /// Tells every connection to end when it can, and waits for them; those left at the limit are ended.
     pub(crate) async fn drain(&self) {
-        self.draining.send_replace(true);
-        let deadline = Instant::now() + self.common.timeouts.drain;
-        while self.connections() > 0 && Instant::now() < deadline {
-            tokio::time::sleep(DRAIN_POLL).await;
-        }
+        let timeouts = &self.common.timeouts;
+        let last = timeouts.drain_last.min(timeouts.drain / 2);
+        self.draining.send_replace(Drain::Unnoticed);
+        self.wait_for_connections(timeouts.drain - last).await;
+        self.draining.send_replace(Drain::Soon);
+        self.wait_for_connections(last).await;
         for live in self.live.borrow().values() {
             live.interrupt(Interrupt::DrainLimit);
         }
-        let deadline = Instant::now() + self.common.timeouts.linger + DRAIN_POLL;
+        self.wait_for_connections(timeouts.linger + DRAIN_POLL).await;
+    }
+
+    /// Until there is none left, but no longer than this.
+    async fn wait_for_connections(&self, limit: Duration) {
+        let deadline = Instant::now() + limit;
         while self.connections() > 0 && Instant::now() < deadline {
             tokio::time::sleep(DRAIN_POLL).await;
         }

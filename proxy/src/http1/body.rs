@@ -255,7 +255,7 @@ mod tests {
     fn finds_the_end_of_chunked_bodies() {
         assert_eq!(length(b"0\r\n\r\nGET"), Ok(Some(5)));
         assert_eq!(length(b"3\r\nabc\r\n0\r\n\r\nG"), Ok(Some(13)));
-        assert_eq!(length(b"3;x=y\r\nabc\r\n00a\r\n0123456789\r\n0\r\nX-Trailer: 1\r\n\r\n"), Ok(Some(49)));
+        assert_eq!(length(b"3;x=y\r\nabc\r\n00a\r\n0123456789\r\n0\r\nX-Trailer: 1\r\n\r\n"), Ok(Some(48)));
         assert_eq!(length(b"3\r\nabc\r\n0\r\n"), Ok(None));
         assert_eq!(length(b"5\r\na"), Ok(None));
     }

@@ -14,7 +14,7 @@ mod scan;
 
 use std::cell::RefCell;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tokio::net::TcpStream;
 
 use crate::gate::Judgement;
@@ -201,8 +201,14 @@ impl<'a, C: Connect> Connection<'a, C> {
 
     /// Answers what is no request, or one that never got to a response.
     async fn refuse_last(&mut self, refusal: Refusal) -> End {
-        let mut running = Running::new(&self.session.thread.common.records, self.unreadable_record());
-        self.session.note_refusal(&mut running, refusal);
+        let (session, nothing) = (self.session, Bytes::new());
+        let record = session.record(
+            "HTTP/1.1",
+            [nothing.clone(), nothing.clone(), nothing],
+            session.gate.refuse(refusal),
+        );
+        let mut running = Running::new(&session.thread.common.records, record);
+        session.note_refusal(&mut running, refusal);
         self.write_last(refusal, false).await
     }
 
@@ -218,12 +224,6 @@ impl<'a, C: Connect> Connection<'a, C> {
             Ok(()) => End::Answered,
             Err(_) => End::Reset,
         }
-    }
-
-    fn unreadable_record(&self) -> Record {
-        let empty = bytes::Bytes::new();
-        let judgement = Judgement::default();
-        self.session.record("HTTP/1.1", (empty.clone(), empty.clone(), empty), judgement)
     }
 
     async fn close(self, end: End) {
@@ -257,7 +257,7 @@ enum Stop {
 /// What of a request its exchange needs to know.
 #[derive(Clone, Debug)]
 struct Forward {
-    head: bytes::Bytes,
+    head: Bytes,
     framing: body::Framing,
     keep_alive: bool,
     is_head: bool,
@@ -297,11 +297,7 @@ async fn forbidden<C: Connect>(session: &Session<C>, current: &Current<'_>) {
 fn ended_by<C: Connect>(session: &Session<C>, interrupt: Interrupt, current: &Current<'_>) -> End {
     session.count(interrupt);
     note(current, |record| record.reason = interrupt.reason());
-    let is_idle = session.live.phase() == Phase::Idle;
-    match interrupt {
-        Interrupt::TimedOut | Interrupt::DrainLimit if is_idle => End::Clean,
-        _ => End::Reset,
-    }
+    if session.may_end_cleanly(interrupt) { End::Clean } else { End::Reset }
 }
 
 fn note(current: &Current<'_>, change: impl FnOnce(&mut Record)) {

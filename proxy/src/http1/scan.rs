@@ -84,7 +84,7 @@ mod tests {
         let mut scanner = Scanner::default();
         let ends: Vec<usize> =
             (0..=head.len()).filter_map(|n| scanner.scan::<Anything>(&head[..n]).unwrap()).collect();
-        assert_eq!(ends.first(), Some(&33));
+        assert_eq!(ends.first(), Some(&32));
     }
 
     #[test]

@@ -20,11 +20,11 @@ use h2::Reason;
 use h2::client::{self, SendRequest};
 use h2::server;
 use tokio::net::TcpStream;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, watch};
 
 use crate::limits;
 use crate::session::{End, Session};
-use crate::thread::{Interrupt, Phase};
+use crate::thread::{Drain, Interrupt, Phase};
 use crate::upstream::{Connect, end_cleanly};
 use io::SharedStream;
 
@@ -60,8 +60,8 @@ struct Connection<'a, C> {
     upstream_socket: RefCell<Option<Socket>>,
     /// Moves bytes between the upstream socket and the upstream streams.
     driver: RefCell<Option<client::Connection<SharedStream, Bytes>>>,
-    /// The server takes no more streams on this connection.
-    upstream_refuses: Cell<bool>,
+    /// No more streams on this connection: the server wants none, or somebody else serves new ones.
+    goes_away: Cell<bool>,
     /// Streams that the client has cancelled, less those that ended well.
     cancelled: Cell<u32>,
 }
@@ -73,29 +73,23 @@ impl<'a, C: Connect> Connection<'a, C> {
             upstream: OnceCell::new(),
             upstream_socket: RefCell::new(None),
             driver: RefCell::new(None),
-            upstream_refuses: Cell::new(false),
+            goes_away: Cell::new(false),
             cancelled: Cell::new(0),
         }
     }
 
     fn ended_by(&self, interrupt: Interrupt) -> End {
         self.session.count(interrupt);
-        let is_idle = self.session.live.phase() == Phase::Idle;
-        match interrupt {
-            Interrupt::TimedOut | Interrupt::DrainLimit if is_idle => End::Clean,
-            _ => End::Reset,
-        }
+        if self.session.may_end_cleanly(interrupt) { End::Clean } else { End::Reset }
     }
 
     async fn run(&self, io: SharedStream) -> End {
         let Ok(mut server) = server_builder().handshake::<_, Bytes>(io).await else { return End::Reset };
         let mut streams = FuturesUnordered::new();
         let mut draining = self.session.thread.draining.subscribe();
-        let mut goes_away = self.session.is_draining();
-        if goes_away {
-            server.graceful_shutdown();
-        }
+        let mut told = false;
         loop {
+            let is_idle = streams.is_empty();
             tokio::select! {
                 biased;
                 Some(()) = streams.next() => if streams.is_empty() {
@@ -104,7 +98,7 @@ impl<'a, C: Connect> Connection<'a, C> {
                 ended = self.drive_upstream() => match ended {
                     // As the client would see it without us: the connection broke.
                     Err(_) => return End::Reset,
-                    Ok(()) => self.upstream_refuses.set(true),
+                    Ok(()) => self.goes_away.set(true),
                 },
                 accepted = server.accept() => match accepted {
                     Some(Ok((request, respond))) => {
@@ -117,19 +111,39 @@ impl<'a, C: Connect> Connection<'a, C> {
                     }
                     None => return End::Clean,
                 },
-                Ok(()) = draining.changed(), if !goes_away => {
-                    goes_away = true;
-                    server.graceful_shutdown();
+                () = self.may_go(&mut draining, is_idle), if !told => {
+                    self.goes_away.set(true);
                 }
             }
-            if self.upstream_refuses.get() && !goes_away {
-                goes_away = true;
+            if self.goes_away.get() && !told {
+                told = true;
                 server.graceful_shutdown();
             }
             if self.cancelled.get() > limits::H2_CANCELLED_STREAMS {
                 self.cancelled.set(0);
                 self.session.counters().too_many_cancelled.add();
                 server.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+            }
+        }
+    }
+
+    /// Until a hand-over wants this connection to end: at once if it is urgent, else when no stream was open for a
+    /// while. Asked anew after every stream.
+    async fn may_go(&self, draining: &mut watch::Receiver<Drain>, is_idle: bool) {
+        loop {
+            let drain = *draining.borrow_and_update();
+            let idle_long_enough = async {
+                match drain {
+                    Drain::Soon => {}
+                    Drain::Unnoticed if is_idle => {
+                        tokio::time::sleep(self.session.timeouts().drain_idle).await
+                    }
+                    Drain::Unnoticed | Drain::No => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = idle_long_enough => return,
+                changed = draining.changed() => if changed.is_err() { return },
             }
         }
     }

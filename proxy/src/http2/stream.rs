@@ -30,7 +30,7 @@ pub(super) async fn serve<C: Connect>(
     let session = connection.session;
     let head = Head::new(parts);
     let judgement = match &head.invalid {
-        Some(refusal) => Judgement { refusal: Some(*refusal), ..Judgement::default() },
+        Some(refusal) => session.gate.refuse(*refusal),
         None => session.gate.judge(&head.subject()),
     };
     let refusal = judgement.refusal;
@@ -79,9 +79,9 @@ impl Head {
         }
     }
 
-    fn texts(&self) -> (Bytes, Bytes, Bytes) {
+    fn texts(&self) -> [Bytes; 3] {
         let copy = |text: &str| Bytes::copy_from_slice(text.as_bytes());
-        (copy(self.parts.method.as_str()), copy(self.target()), copy(&self.host))
+        [copy(self.parts.method.as_str()), copy(self.target()), copy(&self.host)]
     }
 
     /// What is sent on: as it came. `h2` takes a request without authority only as one that was HTTP/1 before.
@@ -265,7 +265,7 @@ impl<C: Connect> Connection<'_, C> {
         let sender = self.upstream().await.ok_or(Early::Refused(Refusal::Unreachable))?;
         // A server that goes away has not looked at this request: the client may send it elsewhere.
         let refused = |_| {
-            self.upstream_refuses.set(true);
+            self.goes_away.set(true);
             Early::Reset(Reason::REFUSED_STREAM)
         };
         let mut sender = sender.ready().await.map_err(refused)?;
