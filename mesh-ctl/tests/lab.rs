@@ -1,6 +1,8 @@
 //! A lab is made and taken away without a trace, whatever happens in between. The programs of its nodes are not needed here, or
 //! stand-ins that only sleep; with the real ones `conformance/` runs labs.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up must fail")]
+
 mod trace;
 
 use std::net::{IpAddr, SocketAddr, TcpStream};

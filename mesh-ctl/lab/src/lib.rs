@@ -20,6 +20,7 @@
 
 pub mod error;
 pub mod folder;
+mod inside;
 pub mod lab;
 pub mod manifest;
 pub mod pod;
