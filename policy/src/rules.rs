@@ -192,3 +192,58 @@ impl HeaderMatch {
         rest.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(values: &[&str]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for value in values {
+            map.append("x-key", value.parse().unwrap());
+        }
+        map
+    }
+
+    /// CVE-2026-26308 was to look at one of several values only.
+    #[test]
+    fn repeated_headers_are_one_value() {
+        let exact = |value: &str| HeaderMatch { name: "X-Key".parse().unwrap(), value: Some(value.into()) };
+        for (expected, values, matches) in [
+            ("a", &["a"][..], true),
+            ("a", &["A"], false),
+            ("a", &[], false),
+            ("a", &["ab"], false),
+            ("ab", &["a"], false),
+            ("a", &["a", "b"], false),
+            ("b", &["a", "b"], false),
+            ("a", &["a", "a"], false),
+            ("a,b", &["a", "b"], true),
+            ("a,b", &["a,b"], true),
+            ("a,b", &["b", "a"], false),
+            ("a,b,", &["a", "b", ""], true),
+            ("a,b,", &["a", "b"], false),
+            ("", &[""], true),
+            ("", &["a"], false),
+        ] {
+            assert_eq!(exact(expected).matches(&headers(values)), matches, "{expected:?} on {values:?}");
+        }
+        let present = HeaderMatch { name: "x-key".parse().unwrap(), value: None };
+        assert!(present.matches(&headers(&[""])) && !present.matches(&headers(&[])));
+    }
+
+    #[test]
+    fn a_rule_on_requests_speaks_of_tcp_only() {
+        let rule = |http| Rule {
+            origin: Origin::default(),
+            action: Action::Allow,
+            peers: Peers::Any,
+            ports: Ports::Any,
+            http,
+        };
+        for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp, Protocol::Icmp] {
+            assert!(rule(None).matches(256, protocol, 80));
+            assert_eq!(rule(Some(Vec::new())).matches(256, protocol, 80), protocol == Protocol::Tcp);
+        }
+    }
+}

@@ -155,7 +155,7 @@ impl Name<'_> {
     fn resolve(&self, ports: &[NamedPort]) -> impl Iterator<Item = PortRange> {
         ports
             .iter()
-            .filter(|port| port.name == self.name && port.protocol.has_ports())
+            .filter(|port| port.name == self.name)
             .filter(|port| self.protocol.is_none_or(|protocol| protocol == port.protocol))
             .map(|port| PortRange { protocol: Some(port.protocol), first: port.port, last: port.port })
     }

@@ -174,6 +174,11 @@ fn default_deny_is_of_all_policies_together() {
     let l7 = json!([{"toPorts": [{"ports": [port("80")], "rules": {"http": [{"method": "GET"}]}}]}]);
     let soft = for_server("soft", json!({"ingress": l7, "enableDefaultDeny": {"ingress": false}}));
     assert_eq!(ingress(&good(vec![soft.clone()])), "+++++++++");
+    let deny = json!([{"fromEndpoints": [{"matchLabels": {"app": "other"}}]}]);
+    let with_deny = json!({"ingress": l7, "ingressDeny": deny, "enableDefaultDeny": {"ingress": false}});
+    let snapshot = good(vec![for_server("soft", with_deny)]);
+    let allowed = snapshot.decide_connection(&flow(CLIENT, SERVER, Protocol::Tcp, 80)).ingress.unwrap();
+    assert!(allowed.verdict == Verdict::Allowed && allowed.origin.is_default(), "{allowed:?}");
     let hard = for_server("hard", json!({"ingress": [{}]}));
     assert_eq!(ingress(&good(vec![soft, hard])), "r---rrrr+");
 }

@@ -21,8 +21,8 @@ pub mod verdict {
 /// Key of the rule trie, without the prefix length that an LPM trie puts before it.
 ///
 /// Looked up twice for a new flow: with the peer's identity, and, only if that finds nothing, with
-/// [`crate::identity::ANY`]. The lowering therefore restates under an identity everything that holds for any peer as
-/// soon as it writes one rule for that identity; the first answer is the whole answer.
+/// [`crate::identity::ANY`]. The lowering therefore restates under an identity what holds for any peer wherever
+/// another rule of that identity would hide it: the first answer is the whole answer.
 ///
 /// Prefix lengths in use: [`RuleKey::BITS_ANY_PROTOCOL`], [`RuleKey::BITS_ANY_PORT`], and that plus 1 to 16 bits of port.
 #[repr(C)]

@@ -14,4 +14,6 @@ pub use plan::{Attached, Installed, Plan};
 pub use ruleset::{CLOSED_RULESET, lower};
 
 #[cfg(test)]
+mod random;
+#[cfg(test)]
 mod tests;

@@ -13,8 +13,8 @@ pub const CLOSED_RULESET: u32 = 0;
 /// A protocol that no rule can name: whatever holds for it holds for every protocol without ports.
 const NO_PORTS: Protocol = Protocol::Other(255);
 
-/// The rules of a ruleset as the trie holds them, under the number it is to have. Complete for each identity that it
-/// names; see [`RuleKey`].
+/// The rules of a ruleset as the trie holds them, under the number it is to have. Whatever a look-up for an identity
+/// finds is the whole answer for it; see [`RuleKey`].
 pub fn lower(number: u32, ruleset: &Ruleset, origins: &mut Origins) -> Vec<Rule> {
     let mut rules = Vec::new();
     for side in Direction::ALL {
@@ -33,6 +33,14 @@ struct Table {
     base: Answer,
     /// Protocol, first and last port.
     ports: Vec<(Protocol, u16, u16, Answer)>,
+}
+
+impl Table {
+    /// Whether it has this answer for all of these ports.
+    fn says(&self, protocol: Protocol, first: u16, last: u16, answer: Answer) -> bool {
+        let mut rows = self.ports.iter();
+        rows.any(|row| row.0 == protocol && row.1 <= first && last <= row.2 && row.3 == answer)
+    }
 }
 
 /// A verdict of [`verdict`] and the number of its origin.
@@ -59,11 +67,17 @@ fn lower_direction(
     };
     // Peers about whom the same rules speak get the same table.
     let mut tables: HashMap<Vec<usize>, Table> = HashMap::new();
+    // The first of the peers, so that the others can lean on it.
+    let mut any: Option<Table> = None;
     for (peer, about) in rules_by_peer(side, rules) {
         let table = tables.entry(about);
         let table = table.or_insert_with_key(|about| tabulate(side, rules, peer, about, origins));
         key.identity = peer.to_be_bytes();
-        write(key, peer, table, lowered);
+        let for_any = if peer == identity::ANY { None } else { any.as_ref() };
+        write(key, table, for_any, lowered);
+        if peer == identity::ANY {
+            any = Some(table.clone());
+        }
     }
 }
 
@@ -120,15 +134,20 @@ fn tabulate(
     table
 }
 
-fn write(mut key: RuleKey, peer: IdentityId, table: &Table, lowered: &mut Vec<Rule>) {
+fn write(mut key: RuleKey, table: &Table, any: Option<&Table>, lowered: &mut Vec<Rule>) {
     let mut push = |prefix_len, key, answer: Answer| {
         lowered.push(Rule { prefix_len, key, verdict: answer.verdict, origin: answer.origin });
     };
-    // A named peer's table must answer everything: only a look-up without any answer goes on to "any peer".
-    if peer != identity::ANY || table.base != NOTHING {
+    // Where nothing is found for a named peer, "any peer" answers: its rules are this peer's, too.
+    let silent = table.base == NOTHING;
+    if !silent {
         push(RuleKey::BITS_ANY_PROTOCOL, key, table.base);
     }
+    let any = any.filter(|_| silent);
     for &(protocol, first, last, answer) in &table.ports {
+        if any.is_some_and(|any| any.says(protocol, first, last, answer)) {
+            continue;
+        }
         key.protocol = protocol.number();
         for (port, bits) in prefixes(first, last) {
             key.port = port.to_be_bytes();
