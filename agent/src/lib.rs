@@ -1,7 +1,93 @@
 //! The control program of a node: watches the source of truth, compiles policy, fills the datapath, hands out addresses,
 //! serves the API. It is never in the way of a packet: its death changes no traffic.
 
+pub mod api;
 pub mod config;
-pub mod source;
+pub mod flows;
+pub mod identities;
 pub mod ipam;
 pub mod journal;
+pub mod names;
+pub mod node;
+pub mod numbers;
+pub mod publisher;
+pub mod reconcile;
+pub mod source;
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::config::Config;
+use crate::flows::Flows;
+use crate::reconcile::{ReconcileError, Reconciler};
+use crate::source::FolderSource;
+
+/// Why the agent ended.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The state folder cannot be used.
+    #[error("state folder: {}: {source}", path.display())]
+    State {
+        /// What could not be made or opened.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// Another agent works on the same state.
+    #[error("{} is locked: another mesh-agent runs with this state folder", .0.display())]
+    AlreadyRunning(PathBuf),
+    /// The task that owns the state.
+    #[error(transparent)]
+    Reconcile(#[from] ReconcileError),
+    /// The API.
+    #[error(transparent)]
+    Serve(#[from] api::ServeError),
+    /// Events or counters of the datapath.
+    #[error(transparent)]
+    Datapath(#[from] datapath::Error),
+}
+
+/// Proof that this process is the only agent of its state folder; ends with it, however it ends.
+#[derive(Debug)]
+pub struct StateLock {
+    _file: Flock<std::fs::File>,
+}
+
+/// Makes the state folder if needed and locks it.
+///
+/// # Errors
+/// [`AgentError::State`] or [`AgentError::AlreadyRunning`].
+pub fn lock_state(config: &Config) -> Result<StateLock, AgentError> {
+    let path = names::lock(config);
+    let failed = |source| AgentError::State { path: path.clone(), source };
+    std::fs::create_dir_all(&config.state_dir).map_err(failed)?;
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    match Flock::lock(file.map_err(failed)?, FlockArg::LockExclusiveNonblock) {
+        Ok(file) => Ok(StateLock { _file: file }),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(AgentError::AlreadyRunning(path.clone())),
+        Err((_, errno)) => Err(failed(errno.into())),
+    }
+}
+
+/// Runs the agent with the folder source until something breaks. What is in force stays in force when it ends.
+///
+/// # Errors
+/// See [`AgentError`].
+pub async fn run(config: &Config, _lock: &StateLock) -> Result<(), AgentError> {
+    let source = Arc::new(FolderSource::start(&config.source_dir));
+    let (reconciler, handle) = Reconciler::open(config, source)?;
+    let flows = Arc::new(Flows::new(&config.node_name));
+    let events = datapath::Events::open(&config.pin_dir)?;
+    let maps = datapath::Maps::open(&config.pin_dir)?;
+    let api = api::serve(config, handle.clone(), Arc::clone(&flows), maps);
+    tokio::select! {
+        ended = reconciler.run() => Ok(ended?),
+        ended = api => Ok(ended?),
+        ended = flows.add_events(events, &handle) => Ok(ended?),
+    }
+}

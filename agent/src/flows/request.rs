@@ -1,0 +1,153 @@
+//! Records of the proxy as flow records: one for each request, as it ended.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use api::agent::RequestRecord;
+use api::flow::layer4::Protocol as L4;
+use api::flow::layer7::Record;
+use api::flow::{
+    CiliumEventType, DropReason, Flow, FlowType, Http, L7FlowType, Layer4, Layer7, Policy, Tcp, TrafficDirection, Verdict,
+};
+use api::policy::Origin as WireOrigin;
+use policy::{Direction, Origin, Snapshot};
+
+use super::convert;
+
+/// Hubble's number of an access log record.
+const EVENT_L7: i32 = 129;
+/// What the proxy calls a refusal by a rule.
+const POLICY_DENIED: &str = "policy_denied";
+
+pub(super) fn flow(snapshot: &Snapshot, node_name: &str, record: RequestRecord) -> Flow {
+    let (source, destination) = (address(&record.source), address(&record.destination));
+    let (egress_allowed_by, egress_denied_by) =
+        side(record.egress_origin.as_ref(), Direction::Egress, record.egress_allowed);
+    let (ingress_allowed_by, ingress_denied_by) =
+        side(record.ingress_origin.as_ref(), Direction::Ingress, record.ingress_allowed);
+    let direction = match (&record.ingress_origin, &record.egress_origin) {
+        (Some(_), _) => TrafficDirection::Ingress,
+        (None, Some(_)) => TrafficDirection::Egress,
+        (None, None) => TrafficDirection::Unknown,
+    };
+    let url = format!("http://{}{}", record.host, record.path);
+    let tcp = Tcp { source_port: record.source_port, destination_port: record.destination_port, flags: None };
+    let denied = record.reason == POLICY_DENIED;
+    Flow {
+        time: Some(convert::timestamp(record.time_ns)),
+        verdict: if record.allowed { Verdict::Forwarded } else { Verdict::Dropped }.into(),
+        ip: Some(convert::ip(source, destination)),
+        l4: Some(Layer4 { protocol: Some(L4::Tcp(tcp)) }),
+        source: Some(convert::endpoint(snapshot, source, record.source_identity)),
+        destination: Some(convert::endpoint(snapshot, destination, record.destination_identity)),
+        r#type: FlowType::L7.into(),
+        node_name: node_name.to_owned(),
+        summary: summary(&record, &url),
+        l7: Some(Layer7 {
+            r#type: L7FlowType::Request.into(),
+            latency_ns: record.latency_ns,
+            record: Some(Record::Http(Http {
+                code: record.status,
+                method: record.method,
+                url,
+                protocol: record.protocol,
+                headers: Vec::new(),
+            })),
+        }),
+        event_type: Some(CiliumEventType { r#type: EVENT_L7, sub_type: 0 }),
+        traffic_direction: direction.into(),
+        drop_reason_desc: if denied { DropReason::PolicyDenied } else { DropReason::Unknown }.into(),
+        is_reply: Some(false),
+        egress_allowed_by,
+        ingress_allowed_by,
+        egress_denied_by,
+        ingress_denied_by,
+        ..Flow::default()
+    }
+}
+
+/// Method and URL, then what became of it.
+fn summary(record: &RequestRecord, url: &str) -> String {
+    let mut text = format!("{} {} {url}", record.protocol, record.method);
+    if record.status != 0 {
+        text.push_str(&format!(" {}", record.status));
+    }
+    if record.grpc_status >= 0 {
+        text.push_str(&format!(" grpc-status {}", record.grpc_status));
+    }
+    if !record.allowed || record.reason != "forwarded" {
+        text.push_str(&format!(" ({})", record.reason));
+    }
+    text
+}
+
+/// (allowed by, denied by) of one direction; none if it was not judged here.
+fn side(origin: Option<&WireOrigin>, direction: Direction, allowed: bool) -> (Vec<Policy>, Vec<Policy>) {
+    let origin = origin.and_then(|origin| Origin::try_from(origin.clone()).ok());
+    let policies = origin.map(|origin| convert::policies(&origin, direction, allowed)).unwrap_or_default();
+    if allowed { (policies, Vec::new()) } else { (Vec::new(), policies) }
+}
+
+/// 4 or 16 bytes; anything else is nobody's address.
+fn address(bytes: &[u8]) -> IpAddr {
+    if let Ok(v4) = <[u8; 4]>::try_from(bytes) {
+        return IpAddr::V4(Ipv4Addr::from(v4));
+    }
+    <[u8; 16]>::try_from(bytes).map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |v6| Ipv6Addr::from(v6).to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use policy::PolicyKind;
+
+    use super::*;
+
+    fn record(allowed: bool, http_rule: Option<u32>) -> RequestRecord {
+        let mut origin = Origin::policy(PolicyKind::CiliumNetworkPolicy, "production", "api");
+        (origin.rule, origin.http_rule) = (Some(0), http_rule);
+        RequestRecord {
+            time_ns: 1_500_000_000_000_000_000,
+            latency_ns: 5,
+            source: vec![10, 1, 0, 2],
+            source_port: 40_000,
+            destination: IpAddr::from([10, 1, 0, 3]).to_string().parse::<Ipv4Addr>().unwrap().to_ipv6_mapped().octets().to_vec(),
+            destination_port: 8080,
+            protocol: "HTTP/1.1".into(),
+            method: "DELETE".into(),
+            path: "/api".into(),
+            host: "api:8080".into(),
+            status: if allowed { 200 } else { 403 },
+            grpc_status: -1,
+            allowed,
+            reason: if allowed { "forwarded" } else { POLICY_DENIED }.into(),
+            ingress_origin: Some((&origin).into()),
+            ingress_allowed: allowed,
+            ..RequestRecord::default()
+        }
+    }
+
+    #[test]
+    fn a_refused_request_names_the_rules_that_had_a_say() {
+        let flow = flow(&Snapshot::default(), "n", record(false, None));
+        assert_eq!((flow.verdict(), flow.drop_reason_desc()), (Verdict::Dropped, DropReason::PolicyDenied));
+        assert_eq!(flow.ingress_denied_by[0].labels, ["selvage.dev/rule=ingress[0]"]);
+        assert!(flow.ingress_allowed_by.is_empty() && flow.egress_denied_by.is_empty());
+        assert_eq!(flow.summary, "HTTP/1.1 DELETE http://api:8080/api 403 (policy_denied)");
+        assert_eq!(flow.event_type.unwrap().r#type, EVENT_L7);
+        assert_eq!(flow.ip.unwrap().destination, "10.1.0.3");
+    }
+
+    #[test]
+    fn an_allowed_request_names_the_very_rule() {
+        let flow = flow(&Snapshot::default(), "n", record(true, Some(2)));
+        assert_eq!(flow.verdict(), Verdict::Forwarded);
+        assert_eq!(flow.ingress_allowed_by[0].labels, ["selvage.dev/rule=ingress[0].http[2]"]);
+        let Some(Record::Http(http)) = flow.l7.unwrap().record else { panic!() };
+        assert_eq!((http.code, http.method.as_str(), http.url.as_str()), (200, "DELETE", "http://api:8080/api"));
+        assert_eq!(flow.time.unwrap().seconds, 1_500_000_000);
+    }
+
+    #[test]
+    fn an_address_of_a_strange_length_is_nobodys() {
+        assert_eq!(address(&[1, 2, 3]), IpAddr::V6(Ipv6Addr::UNSPECIFIED));
+    }
+}

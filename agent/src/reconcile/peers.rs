@@ -1,0 +1,109 @@
+//! Other nodes: what the tunnel is told of them, and what routes are made to them.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use api::agent::Peer;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use ipnet::IpNet;
+use policy::Problem;
+
+use crate::node::PeerNode;
+use crate::source::{NodeStatus, Records};
+
+/// Bytes of a WireGuard public key.
+const KEY_BYTES: usize = 32;
+
+/// All other nodes: their routes, and those of them whose key is known as peers of the tunnel.
+///
+/// What a peer may send from is what the Node object says, not what the node says of itself.
+pub(super) fn build(
+    this_node: &str,
+    records: &Records,
+    known: &BTreeMap<String, NodeStatus>,
+    problems: &mut Vec<Problem>,
+) -> (Vec<PeerNode>, Vec<Peer>) {
+    let (mut routes, mut peers) = (Vec::new(), Vec::new());
+    for (name, node) in records.nodes.iter().filter(|(name, _)| *name != this_node) {
+        let peer = known.get(name).and_then(|status| match decode_key(&status.public_key) {
+            Ok(public_key) => Some(Peer {
+                node: name.clone(),
+                public_key,
+                endpoint: status.endpoint.to_string(),
+                allowed_ips: allowed_ips(&node.pod_ranges, &node.addresses),
+            }),
+            Err(message) => {
+                problems.push(Problem { location: format!("announced key of Node {name}"), message });
+                None
+            }
+        });
+        routes.push(PeerNode {
+            addresses: node.addresses.clone(),
+            pod_ranges: node.pod_ranges.clone(),
+            reachable: peer.is_some(),
+        });
+        peers.extend(peer);
+    }
+    (routes, peers)
+}
+
+fn allowed_ips(ranges: &[IpNet], addresses: &[IpAddr]) -> Vec<String> {
+    let addresses = addresses.iter().map(|&address| IpNet::from(address));
+    ranges.iter().copied().chain(addresses).map(|net| net.to_string()).collect()
+}
+
+fn decode_key(text: &str) -> Result<Vec<u8>, String> {
+    let key = STANDARD.decode(text).map_err(|error| format!("{error}; the node stays unreachable"))?;
+    if key.len() != KEY_BYTES {
+        return Err(format!("{} bytes, {KEY_BYTES} expected; the node stays unreachable", key.len()));
+    }
+    Ok(key)
+}
+
+/// The key as status files have it; none if it is no key.
+pub(super) fn encode_key(key: &[u8]) -> Option<String> {
+    (key.len() == KEY_BYTES).then(|| STANDARD.encode(key))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use policy::Node;
+
+    use super::*;
+
+    #[test]
+    fn a_node_without_a_key_is_no_peer_and_not_reachable() {
+        let mut records = Records::default();
+        for i in 1..=4 {
+            let node = Node {
+                name: format!("node-{i}"),
+                addresses: vec![IpAddr::from([172, 31, i, 2])],
+                pod_ranges: vec![format!("10.{i}.0.0/16").parse().unwrap()],
+            };
+            records.nodes.insert(node.name.clone(), Arc::new(node));
+        }
+        let status = |i: u8, key: &str| NodeStatus {
+            public_key: key.to_owned(),
+            endpoint: format!("172.31.{i}.2:51820").parse().unwrap(),
+            address: IpAddr::from([172, 31, i, 2]),
+            pod_ranges: vec!["0.0.0.0/0".parse().unwrap()],
+        };
+        let good = encode_key(&[7; 32]).unwrap();
+        let known = [
+            ("node-1".to_owned(), status(1, &good)),
+            ("node-2".to_owned(), status(2, &good)),
+            ("node-3".to_owned(), status(3, "c2hvcnQ=")),
+            ("node-9".to_owned(), status(9, &good)),
+        ];
+        let mut problems = Vec::new();
+        let (routes, peers) = build("node-1", &records, &known.into(), &mut problems);
+        assert_eq!(routes.iter().map(|route| route.reachable).collect::<Vec<_>>(), [true, false, false]);
+        let [peer] = peers.as_slice() else { panic!("{peers:?}") };
+        assert_eq!((peer.node.as_str(), peer.endpoint.as_str()), ("node-2", "172.31.2.2:51820"));
+        assert_eq!(peer.allowed_ips, ["10.2.0.0/16", "172.31.2.2/32"], "not what it says of itself");
+        assert_eq!(problems.len(), 1);
+    }
+}
