@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use aya::programs::{SchedClassifier, SkLookup, TcAttachType};
+use aya::programs::{ProgramError, SchedClassifier, SkLookup, TcAttachType};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 
 use crate::links::{self, Attachment, Loaded, Program};
@@ -9,6 +9,9 @@ use crate::{Error, Events, layout_check, pins};
 
 /// The object that build.rs made.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SELVAGE_EBPF_OBJECT"));
+
+/// How often the verifier may be interrupted: it takes milliseconds, so a signal each time is no accident.
+const LOAD_ATTEMPTS: u32 = 20;
 
 /// The loaded programs, their attachments and their maps.
 ///
@@ -43,11 +46,7 @@ impl Datapath {
             shape.check(pin_dir)?;
         }
         for program in Program::ALL {
-            let result = match loaded(&mut ebpf, program)? {
-                Loaded::Tcx(program, _) => program.load(),
-                Loaded::SkLookup(program) => program.load(),
-            };
-            result.map_err(|source| Error::program(program.name(), None, source))?;
+            load(&mut ebpf, program)?;
         }
         Ok(Self { ebpf, pin_dir: pin_dir.to_owned(), maps: Maps::open(pin_dir)? })
     }
@@ -150,6 +149,25 @@ impl Datapath {
     }
 }
 
+/// Hands a program to the verifier, again if a signal interrupted it (a child of the process that ended is enough).
+fn load(ebpf: &mut Ebpf, program: Program) -> Result<(), Error> {
+    let mut attempt = 1;
+    loop {
+        let result = match loaded(ebpf, program)? {
+            Loaded::Tcx(program, _) => program.load(),
+            Loaded::SkLookup(program) => program.load(),
+        };
+        match result {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.raw_os_error() == Some(libc::EAGAIN) && attempt < LOAD_ATTEMPTS =>
+            {
+                attempt += 1;
+            }
+            other => return other.map_err(|source| Error::program(program.name(), None, source)),
+        }
+    }
+}
+
 /// A program of the object, with the hook that it is for.
 fn loaded(ebpf: &mut Ebpf, program: Program) -> Result<Loaded<'_>, Error> {
     let found = ebpf.program_mut(program.name()).ok_or(Error::Missing(program.name()))?;
@@ -164,4 +182,18 @@ fn loaded(ebpf: &mut Ebpf, program: Program) -> Result<Loaded<'_>, Error> {
     };
     let found: &mut SchedClassifier = found.try_into().map_err(wrong_kind)?;
     Ok(Loaded::Tcx(found, hook))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_handles_may_be_moved_to_a_task() {
+        fn is_send<T: Send>() {}
+        is_send::<Datapath>();
+        is_send::<Maps>();
+        is_send::<Events>();
+        is_send::<crate::Listeners>();
+    }
 }

@@ -324,6 +324,9 @@ fn icmp_errors_follow_the_flow_that_they_quote() {
     assert_eq!(bench.refusal().0, Reason::IcmpUnrelated);
     assert_eq!(bench.b_sends(&frag_needed(POD_B, WORLD, &bare_tcp(CLIENT, direct, ACK))).action, DROP);
     assert_eq!(bench.refusal().0, Reason::IcmpUnrelated);
+    // A may not tell B about what A itself sent, proxied or not.
+    assert_eq!(bench.a_sends(&frag_needed(POD_A, POD_B, &bare_tcp(CLIENT, SERVER, ACK))).action, DROP);
+    assert_eq!(bench.refusal().0, Reason::IcmpUnrelated);
     // UDP alike.
     bench.rule(RULES_B, direction::INGRESS, IDENTITY_A, UDP, 53, verdict::ALLOW);
     let (client, server) = ((POD_A, 5_000), (POD_B, 53));

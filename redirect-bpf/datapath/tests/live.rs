@@ -89,15 +89,23 @@ fn the_server_of_a_proxied_connection_meets_no_listener() {
     let listener = node.proxy_listener();
     let client = node.a.run(|| connect((POD_B, 80), WAIT)).unwrap();
     let _accepted = accept(&listener);
+    let port = client.local_addr().unwrap().port();
+    let send = |flags| {
+        let mut segment = bare_tcp((POD_B, 80), (POD_A, port), flags);
+        set_checksums(&mut segment);
+        let mut packet = mac_of("veth-b").to_vec();
+        packet.extend(node.mac_b);
+        packet.extend([0x08, 0x00]);
+        packet.extend(segment);
+        node.b.run(|| send_frame("eth0", &packet)).unwrap();
+    };
     // The entry marks B's segment for the proxy; it is not the opener's, and there is no upstream socket.
-    let mut segment = bare_tcp((POD_B, 80), (POD_A, client.local_addr().unwrap().port()), ACK);
-    set_checksums(&mut segment);
-    let mut packet = mac_of("veth-b").to_vec();
-    packet.extend(node.mac_b);
-    packet.extend([0x08, 0x00]);
-    packet.extend(segment);
-    node.b.run(|| send_frame("eth0", &packet)).unwrap();
+    send(ACK);
     wait_for(|| node.bench.counters().get(Reason::ReverseSyn) == 1);
+    // A SYN is judged anew, and the search for its socket is no attempt to reach the proxy.
+    send(SYN);
+    wait_for(|| node.bench.counters().get(Reason::NewDirect) == 1);
+    assert_eq!(node.bench.counters().get(Reason::ReverseSyn), 1);
     assert_eq!(node.bench.counters().get(Reason::ListenerPicked), 1, "the opener's SYN alone");
 }
 

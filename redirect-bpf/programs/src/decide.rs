@@ -1,4 +1,4 @@
-//! The rules that decide a packet, in their order (docs/ARCHITECTURE.md, "Connections"):
+//! The rules that decide a packet, in their order:
 //!
 //! 0. A pure SYN follows no entry: a live socket for it takes it, else it is judged anew.
 //! 1. A proxied entry: to the proxy.

@@ -87,8 +87,9 @@ pub(crate) struct Bench {
     pub(crate) pin_dir: PathBuf,
     /// Keeps the event reader's registration alive.
     runtime: tokio::runtime::Runtime,
-    /// Packets are addressed from and to these generations.
     next_generation: u32,
+    /// Dropped last.
+    _pins: Pins,
 }
 
 /// Says why a test does not run, or fails if all must run.
@@ -118,6 +119,7 @@ impl Bench {
         }
         ip(&["link", "set", "lo", "up"]);
         let pin_dir = PathBuf::from(format!("/sys/fs/bpf/selvage-test-{}-{name}", std::process::id()));
+        let pins = Pins(pin_dir.clone());
         let datapath = Datapath::open(&pin_dir).unwrap_or_else(|error| panic!("{}", chain(&error)));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
         let mut bench = Self {
@@ -128,6 +130,7 @@ impl Bench {
             pin_dir,
             runtime,
             next_generation: 100,
+            _pins: pins,
         };
         bench.set_config(|_| {});
         bench.put_a(0);
@@ -368,9 +371,12 @@ impl Bench {
     }
 }
 
-impl Drop for Bench {
+/// Removes the pins of a bench, also of one that could not be set up.
+struct Pins(PathBuf);
+
+impl Drop for Pins {
     fn drop(&mut self) {
-        let removed = datapath::remove_pins(&self.pin_dir);
+        let removed = datapath::remove_pins(&self.0);
         if !std::thread::panicking() {
             removed.unwrap();
         }
