@@ -223,7 +223,7 @@ fn a_killed_worker_is_replaced_and_queued_connections_are_served() {
     let master = Master::start(folder.path(), &[]);
     let address = master.address();
     let first = serving(address);
-    assert_eq!(master.published_worker(), Some(first));
+    assert_eq!(wait_for(|| master.published_worker()), first);
 
     send_signal(first, Signal::SIGSTOP);
     wait_for(|| is_stopped(first).then_some(()));
@@ -261,7 +261,8 @@ fn a_hand_over_under_connections_loses_none() {
         })
         .collect();
     for _ in 0..3 {
-        let before = master.published_worker().unwrap();
+        // A worker may serve before its pid is written down.
+        let before = wait_for(|| master.published_worker());
         let successor = Master::start(folder.path(), &[]);
         assert!(master.wait().success(), "a predecessor that gave way exits 0");
         assert!(!exists(before));
