@@ -7,10 +7,11 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use host::master::{Descriptors, MasterConfig, MasterError, run_master};
 use host::netlink::{Netlink, NetlinkError};
+use host::tun::TunError;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{RcvBufForce, SndBufForce};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -23,6 +24,11 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(1);
 /// Buffers of the UDP socket in bytes: some milliseconds at 10 Gbit/s, while the worker's thread does something else or is
 /// started again.
 const UDP_BUFFER: usize = 8 << 20;
+/// How long a device or port that another process holds is waited for: the worker of a master that was killed ends a moment later,
+/// and the agent opens the device to make it.
+const BUSY_LIMIT: Duration = Duration::from_secs(2);
+/// Between two attempts.
+const BUSY_RETRY: Duration = Duration::from_millis(10);
 /// `IN6_ADDR_GEN_MODE_NONE`.
 const NO_ADDRESS: &str = "1";
 
@@ -44,7 +50,7 @@ pub enum SetupError {
     Key(#[from] KeyError),
     /// No TUN device.
     #[error(transparent)]
-    Tun(#[from] host::tun::TunError),
+    Tun(#[from] TunError),
     /// The TUN device could not be set up.
     #[error("TUN device {device}: {source}")]
     Link {
@@ -85,10 +91,24 @@ pub fn run(config: &Config) -> Result<(), MasterError> {
 
 fn open(config: &Config) -> Result<Descriptors, SetupError> {
     let secret = keys::load_or_create(&config.private_key())?;
-    let tun = host::tun::open_or_create(&config.device, false)?;
+    let busy = |error: &TunError| matches!(error, TunError::Busy(_));
+    let tun = while_busy(busy, || host::tun::open_or_create(&config.device, false))?;
     set_up(&config.device)?;
-    let udp = bind(config.port).map_err(|source| SetupError::Udp { port: config.port, source })?;
+    let in_use = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
+    let udp = while_busy(in_use, || bind(config.port))
+        .map_err(|source| SetupError::Udp { port: config.port, source })?;
     Ok(vec![(TUN.to_owned(), tun), (UDP.to_owned(), udp), (PRIVATE_KEY.to_owned(), keys::seal(&secret)?)])
+}
+
+/// Tries again while somebody else holds it.
+fn while_busy<T, E>(busy: impl Fn(&E) -> bool, mut attempt: impl FnMut() -> Result<T, E>) -> Result<T, E> {
+    let deadline = Instant::now() + BUSY_LIMIT;
+    loop {
+        match attempt() {
+            Err(error) if busy(&error) && Instant::now() < deadline => std::thread::sleep(BUSY_RETRY),
+            result => return result,
+        }
+    }
 }
 
 fn prepare_folders(config: &Config) -> Result<(), SetupError> {

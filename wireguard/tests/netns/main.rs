@@ -194,6 +194,37 @@ fn device_and_routes_outlive_the_program_and_nothing_leaks_meanwhile() {
 }
 
 #[test]
+fn a_device_and_a_port_that_are_held_for_a_moment_are_waited_for() {
+    if skipped() {
+        return;
+    }
+    let lab = Lab::bare();
+    let tun = lab.one.namespace.run(|| host::tun::open_or_create("selvage0", false).unwrap()).unwrap();
+    let port = lab.one.socket("0.0.0.0:51820".parse().unwrap());
+    let master = lab.one.start();
+    std::thread::sleep(Duration::from_millis(300));
+    drop(tun);
+    std::thread::sleep(Duration::from_millis(300));
+    drop(port);
+    lab.one.public_key();
+
+    // A second program, with folders of its own, gets neither, and says so.
+    let other = lab.folder.path().join("other");
+    let other = other.to_str().unwrap();
+    let program = env!("CARGO_BIN_EXE_mesh-wireguard");
+    for (flags, expected) in [
+        (&["--device", "selvage0"][..], "TUN device selvage0 is in use"),
+        (&["--device", "selvage1"], "UDP port 51820"),
+    ] {
+        let output = lab.one.try_run(&[&[program, "--state-dir", other, "--run-dir", other], flags].concat());
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && text.contains(expected), "{text}");
+    }
+    lab.one.kill(master, Signal::SIGTERM);
+    lab.one.wait_end(master);
+}
+
+#[test]
 fn what_the_agent_sends_is_reported_back() {
     if skipped() {
         return;
