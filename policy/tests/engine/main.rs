@@ -5,6 +5,7 @@
 mod common;
 mod empty_vs_absent;
 mod example;
+mod generate;
 mod network_policy;
 mod oracle;
 mod overlap;
