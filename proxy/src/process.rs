@@ -121,17 +121,15 @@ async fn obey(mut side: WorkerSide, retire: &watch::Sender<bool>, threads: Vec<J
             let _ = thread.join();
         }
     });
-    loop {
-        tokio::select! {
-            biased;
-            command = side.next() => if command == Command::MasterGone { std::process::exit(1) },
-            _ = drained => {
-                // What was recorded last is on its way.
-                return tokio::time::sleep(LAST_RECORDS).await;
-            }
-        }
-        return;
+    tokio::select! {
+        biased;
+        () = master_gone(&mut side) => std::process::exit(1),
+        _ = drained => tokio::time::sleep(LAST_RECORDS).await,
     }
+}
+
+async fn master_gone(side: &mut WorkerSide) {
+    while side.next().await != Command::MasterGone {}
 }
 
 /// Time for the last records to reach the agent.

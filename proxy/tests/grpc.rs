@@ -1,5 +1,7 @@
 //! gRPC with a real client and server (tonic), through a real proxy thread.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::net::SocketAddr;

@@ -1,5 +1,7 @@
 //! HTTP/1 through a real proxy thread: verdicts, transparency, ends.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::sync::mpsc;
@@ -215,7 +217,7 @@ fn pipelined_requests_are_judged_one_by_one() {
 fn a_half_closed_client_gets_its_response_and_the_server_sees_the_end() {
     let origin = Origin::new(|mut peer| {
         peer.head();
-        assert_eq!(peer.to_end().unwrap(), b"");
+        assert_eq!(peer.until_end().unwrap(), b"");
         peer.send(OK);
     });
     let rig = Rig::new(origin.address, 8080);
@@ -228,7 +230,7 @@ fn close_is_mirrored() {
         peer.head();
         peer.send("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok");
         // The proxy ends its side although this server has not.
-        peer.to_end().unwrap();
+        peer.until_end().unwrap();
         peer.send("ended");
     });
     let rig = Rig::new(origin.address, 8080);
@@ -363,7 +365,7 @@ fn a_websocket_is_a_tunnel_once_the_server_agrees() {
         );
         assert_eq!(peer.exactly(7), b"\x00GET /\n");
         peer.send("\x01\r\n");
-        peer.to_end().unwrap();
+        peer.until_end().unwrap();
         peer.send("bye");
     });
     let mut rig = Rig::new(origin.address, 8080);
@@ -405,7 +407,7 @@ fn a_server_that_switches_protocols_unasked_is_cut_off() {
     let origin = Origin::new(|mut peer| {
         peer.head();
         peer.send("HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n");
-        peer.to_end().unwrap_err();
+        peer.until_end().unwrap_err();
     });
     let rig = Rig::new(origin.address, 8080);
     let (head, _) = rig.client(FRONTEND).send(GET).response();
@@ -418,7 +420,7 @@ fn a_client_that_goes_away_ends_the_request_upstream() {
     let sender = Arc::new(Mutex::new(sender));
     let origin = Origin::new(move |mut peer| {
         peer.head();
-        sender.lock().unwrap().send(peer.to_end().is_err()).unwrap();
+        sender.lock().unwrap().send(peer.until_end().is_err()).unwrap();
     });
     let rig = Rig::new(origin.address, 8080);
     let mut client = rig.client(FRONTEND);

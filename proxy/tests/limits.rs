@@ -1,5 +1,7 @@
 //! Time-outs and the hand-over.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::sync::Arc;
@@ -51,7 +53,7 @@ fn a_quiet_exchange_is_reset_and_one_that_moves_is_not() {
             peer.send("x");
             std::thread::sleep(Duration::from_millis(50));
         }
-        let _ = peer.to_end();
+        let _ = peer.until_end();
     });
     let rig = Rig::with(origin.address, 8080, Timeouts { quiet: Duration::from_millis(250), ..quick() });
     let mut client = rig.client(FRONTEND);
@@ -157,7 +159,7 @@ fn a_drain_ends_at_its_limit() {
     let origin = Origin::new(|mut peer| {
         peer.head();
         peer.send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nxx");
-        let _ = peer.to_end();
+        let _ = peer.until_end();
     });
     let rig = Rig::with(origin.address, 8080, Timeouts { drain: Duration::from_millis(300), ..quick() });
     let (mut idle, mut busy) = (rig.client(FRONTEND), rig.client(FRONTEND));

@@ -140,7 +140,7 @@ enum Early {
     /// By the client.
     Cancelled,
     /// By a new snapshot.
-    Forbidden(Judgement),
+    Forbidden(Box<Judgement>),
     /// Not forwarded after all.
     Refused(Refusal),
     /// By the server; the code is passed on.
@@ -153,7 +153,7 @@ impl<C: Connect> Stream<'_, '_, C> {
     async fn forward(&mut self, body: RecvStream) {
         let result = tokio::select! {
             biased;
-            judgement = self.connection.forbidden(&self.head) => Err(Early::Forbidden(judgement)),
+            judgement = self.connection.forbidden(&self.head) => Err(Early::Forbidden(Box::new(judgement))),
             result = exchange(self.connection, &self.head, &mut self.running, &mut self.respond, &mut self.to_client, body) => result,
         };
         match result {
@@ -168,7 +168,7 @@ impl<C: Connect> Stream<'_, '_, C> {
             Err(Early::Forbidden(judgement)) => {
                 self.connection.session.counters().ended_by_policy.add();
                 self.running.note(|record| {
-                    record.judged(judgement);
+                    record.judged(*judgement);
                     record.reason = "policy_changed";
                 });
                 self.cut_off();

@@ -1,7 +1,7 @@
 //! A proxy thread on loopback, in front of a server that the test plays itself.
 //!
 //! Pods live at 127.0.1.x, which a client can bind to; their destination is told to the thread, since nothing steers.
-#![allow(dead_code, reason = "each test file uses its own part")]
+#![expect(dead_code, reason = "each test file uses its own part")]
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -391,7 +391,7 @@ impl Peer {
     }
 
     /// Everything until the other side ends; the error if it does not end cleanly.
-    pub(crate) fn to_end(&mut self) -> std::io::Result<Vec<u8>> {
+    pub(crate) fn until_end(&mut self) -> std::io::Result<Vec<u8>> {
         let mut all = Vec::new();
         self.stream.read_to_end(&mut all)?;
         self.note(&all);
