@@ -39,15 +39,14 @@ fn pods_reach_each_other_and_only_ciphertext_is_on_the_wire() {
     let body = format!("{MARKER} ").repeat(100_000);
     fs::write(page.join("page"), &body).unwrap();
     let page = page.to_str().unwrap();
-    let mut server = lab.two.spawn(&["python3", "-m", "http.server", "-b", &target, "-d", page, "8080"], &[]);
+    let server = lab.two.spawn(&["python3", "-m", "http.server", "-b", &target, "-d", page, "8080"], &[]);
     let url = format!("http://{target}:8080/page");
     let got = wait_for("page", || {
         let output =
             lab.one.try_run(&["curl", "-sS", "-m", "10", "-H", &format!("X-Marker: {MARKER}"), &url]);
         output.status.success().then_some(output.stdout)
     });
-    server.kill().unwrap();
-    server.wait().unwrap();
+    drop(server);
     assert_eq!(got, body.as_bytes());
 
     inside.stop();
@@ -259,6 +258,15 @@ fn what_the_agent_sends_is_reported_back() {
     });
 }
 
+/// What a killed wireguard-go leaves.
+struct RemovedAtLast(std::path::PathBuf);
+
+impl Drop for RemovedAtLast {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
 #[test]
 fn wireguard_go_is_a_peer_like_any_other() {
     if skipped() {
@@ -271,9 +279,10 @@ fn wireguard_go_is_a_peer_like_any_other() {
 
     // Its control socket is in the file system, which all namespaces share.
     let device = format!("wgo{}", std::process::id() % 1_000_000);
-    let mut go = lab
+    let _go = lab
         .two
         .spawn(&["wireguard-go", "-f", &device], &[("WG_PROCESS_FOREGROUND", "1"), ("LOG_LEVEL", "error")]);
+    let _socket = RemovedAtLast(format!("/var/run/wireguard/{device}.sock").into());
     wait_for("wireguard-go", || lab.two.try_run(&["wg", "show", &device]).status.success().then_some(()));
     let key = lab.folder.path().join("go.key");
     let private = lab.two.run(&["wg", "genkey"]);
@@ -319,8 +328,4 @@ fn wireguard_go_is_a_peer_like_any_other() {
     lab.one.kill(worker, Signal::SIGKILL);
     wait_for("echo after the worker was killed", || lab.one.reaches(lab.two.pod(), 500).then_some(()));
     capture.assert_encrypted_only();
-    go.kill().unwrap();
-    go.wait().unwrap();
-    // A killed one leaves its socket.
-    let _ = fs::remove_file(format!("/var/run/wireguard/{device}.sock"));
 }

@@ -139,6 +139,16 @@ impl Agent {
     }
 }
 
+/// Ends with its owner, also when a test fails.
+pub(crate) struct Running(pub(crate) Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 pub(crate) struct Node {
     pub(crate) number: u8,
     pub(crate) namespace: NetNs,
@@ -183,10 +193,10 @@ impl Node {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    pub(crate) fn spawn(&self, command: &[&str], environment: &[(&str, &str)]) -> Child {
+    pub(crate) fn spawn(&self, command: &[&str], environment: &[(&str, &str)]) -> Running {
         let mut built = self.command(command);
         built.envs(environment.iter().copied()).stderr(Stdio::piped()).stdout(Stdio::null());
-        self.namespace.run(|| built.spawn().unwrap()).unwrap()
+        Running(self.namespace.run(|| built.spawn().unwrap()).unwrap())
     }
 
     /// A UDP socket of this node.
@@ -357,7 +367,7 @@ impl Lab {
         let path = file.to_str().unwrap();
         let mut child =
             node.spawn(&["tcpdump", "-i", device, "--immediate-mode", "-U", "-Z", "root", "-w", path], &[]);
-        let mut stderr = std::io::BufReader::new(child.stderr.take().unwrap());
+        let mut stderr = std::io::BufReader::new(child.0.stderr.take().unwrap());
         let mut line = String::new();
         while !line.contains("listening on") {
             line.clear();
@@ -369,7 +379,7 @@ impl Lab {
 
 /// tcpdump: the oracle of what is on a wire.
 pub(crate) struct Capture {
-    child: Child,
+    child: Running,
     file: PathBuf,
     _stderr: std::io::BufReader<std::process::ChildStderr>,
 }
@@ -377,8 +387,8 @@ pub(crate) struct Capture {
 impl Capture {
     pub(crate) fn stop(&mut self) {
         std::thread::sleep(Duration::from_millis(100));
-        let _ = kill(Pid::from_raw(self.child.id().try_into().unwrap()), Signal::SIGINT);
-        let _ = self.child.wait();
+        let _ = kill(Pid::from_raw(self.child.0.id().try_into().unwrap()), Signal::SIGINT);
+        let _ = self.child.0.wait();
     }
 
     /// Packets that match a filter of pcap-filter(7).
@@ -399,13 +409,6 @@ impl Capture {
         assert!(self.count("udp port 51820") > 10, "the capture works");
         assert_eq!(self.count("not arp and not udp port 51820"), 0, "something else on the wire");
         assert!(!self.shows(MARKER), "clear text on the wire");
-    }
-}
-
-impl Drop for Capture {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
