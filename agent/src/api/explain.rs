@@ -156,7 +156,7 @@ mod tests {
                 "endpointSelector": {"matchLabels": {"app": "server"}},
                 "ingress": [{
                     "fromEndpoints": [{"matchLabels": {"app": "client"}}],
-                    "toPorts": [{"ports": [{"port": "80"}], "rules": {"http": [
+                    "toPorts": [{"ports": [{"port": "80", "protocol": "TCP"}], "rules": {"http": [
                         {"method": "GET", "path": "/a"},
                         {"method": "POST", "path": "/b", "headers": ["X-Key: 1"]},
                     ]}}],
@@ -176,7 +176,9 @@ mod tests {
             policies: vec![policy],
             ..World::default()
         };
-        policy::compile(&world, &mut Identities::default(), 1).0
+        let (snapshot, problems) = policy::compile(&world, &mut Identities::default(), 1);
+        assert_eq!(problems, []);
+        snapshot
     }
 
     fn ask(from: &str, to: &str, http: Option<(&str, &str)>) -> Result<ExplainResponse, Status> {

@@ -54,7 +54,7 @@ fn script(pod_network: IpNet, own_ranges: &[IpNet], nodes: &[IpAddr]) -> String 
     let mark = |value: u32| format!("meta mark & {:#x} == {value:#x}", mark::MASK);
     let mut text = format!("add table {TABLE}\ndelete table {TABLE}\ntable {TABLE} {{\n");
     // Towards the world a pod speaks as its node.
-    let _ = writeln!(text, "  chain masquerade {{");
+    let _ = writeln!(text, "  chain to_world {{");
     let _ = writeln!(text, "    type nat hook postrouting priority srcnat; policy accept;");
     let _ = writeln!(text, "    ip saddr {{ {ranges} }} ip daddr != {{ {spared} }} masquerade");
     let _ = writeln!(text, "  }}");

@@ -1,0 +1,264 @@
+//! A node of one test: a network namespace with an uplink, a folder of manifests, and the real program.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use api::agent::cni_client::CniClient;
+use api::agent::control_client::ControlClient;
+use api::agent::{AllocateRequest, AllocateResponse, AttachRequest, Attachment, ReleaseRequest, StatusResponse};
+use host::netlink::{Link, Netlink, VethPair};
+use host::netns::NetNs;
+use tonic::transport::Channel;
+
+/// Longest wait for anything: a debug build on a busy machine.
+pub(crate) const LIMIT: Duration = Duration::from_secs(10);
+
+static NODES: AtomicU32 = AtomicU32::new(0);
+
+/// Whether this test can run here; says why not.
+pub(crate) fn can_run() -> bool {
+    if nix::unistd::geteuid().is_root() && Path::new("/sys/fs/bpf").is_dir() {
+        return true;
+    }
+    assert!(std::env::var_os("MESH_REQUIRE_ALL").is_none(), "needs root and a bpf file system");
+    eprintln!("skipped: needs root and a bpf file system");
+    false
+}
+
+/// A node; everything of it is removed when it is dropped.
+pub(crate) struct Node {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) pins: PathBuf,
+    namespace_path: PathBuf,
+    pub(crate) namespace: NetNs,
+    pub(crate) netlink: Netlink,
+    agent: Option<Child>,
+    pods: Vec<PathBuf>,
+}
+
+impl Node {
+    pub(crate) async fn new() -> Self {
+        let name = format!("selvage-agent-{}-{}", std::process::id(), NODES.fetch_add(1, Ordering::Relaxed));
+        let namespace_path = Path::new("/run/netns").join(&name);
+        let namespace = NetNs::create(&namespace_path).unwrap();
+        let netlink = Netlink::connect_in(&namespace).unwrap();
+        netlink.set_loopback_up().await.unwrap();
+        let pair = VethPair {
+            name: "uplink",
+            mac: None,
+            peer_name: "outside",
+            peer_mac: None,
+            peer_namespace: None,
+            mtu: 1500,
+        };
+        netlink.create_veth(&pair).await.unwrap();
+        for device in ["uplink", "outside"] {
+            let index = netlink.link(device).await.unwrap().unwrap().index;
+            netlink.set_up(index).await.unwrap();
+        }
+        let uplink = netlink.link("uplink").await.unwrap().unwrap().index;
+        netlink.ensure_address(uplink, "172.31.1.2/24".parse().unwrap()).await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("manifests")).unwrap();
+        let pins = Path::new("/sys/fs/bpf").join(&name);
+        let node = Self { folder, pins, namespace_path, namespace, netlink, agent: None, pods: Vec::new() };
+        node.apply("nodes", &[node_manifest(1), node_manifest(2)].join("---\n"));
+        node
+    }
+
+    pub(crate) fn path(&self, below: &str) -> PathBuf {
+        self.folder.path().join(below)
+    }
+
+    pub(crate) fn apply(&self, name: &str, manifest: &str) {
+        host::file::write(&self.path(&format!("manifests/{name}.yaml")), manifest.as_bytes(), 0o644).unwrap();
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-agent"));
+        command.args(["--node-name", "node-1"]);
+        for (flag, below) in [("--source-dir", "manifests"), ("--state-dir", "state"), ("--run-dir", "run")] {
+            command.arg(flag).arg(self.path(below));
+        }
+        command.arg("--pin-dir").arg(&self.pins).stdin(Stdio::null());
+        command
+    }
+
+    /// Starts the agent and waits until it has compiled its first snapshot.
+    pub(crate) async fn start(&mut self) -> StatusResponse {
+        let mut command = self.command();
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.path("agent.log")).unwrap();
+        command.stderr(log);
+        self.agent = Some(self.namespace.run(move || command.spawn()).unwrap().unwrap());
+        let start = Instant::now();
+        loop {
+            if let Ok(status) = self.control().status(api::agent::StatusRequest {}).await {
+                let status = status.into_inner();
+                if status.snapshot_enforced > 0 {
+                    return status;
+                }
+            }
+            let ended = self.agent.as_mut().unwrap().try_wait().unwrap();
+            assert!(ended.is_none() && start.elapsed() < LIMIT, "{ended:?}\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// As a crash: no chance to clean up.
+    pub(crate) fn kill(&mut self) {
+        let mut agent = self.agent.take().unwrap();
+        agent.kill().unwrap();
+        agent.wait().unwrap();
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.path("agent.log")).unwrap_or_default()
+    }
+
+    /// Runs `mesh-agent --cleanup`.
+    pub(crate) fn cleanup(&self) {
+        let mut command = self.command();
+        command.arg("--cleanup");
+        let output = self.namespace.run(move || command.output()).unwrap().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// What a command of the node's namespace prints.
+    pub(crate) fn print(&self, program: &str, arguments: &[&str]) -> String {
+        let mut command = Command::new(program);
+        command.args(arguments);
+        let output = self.namespace.run(move || command.output()).unwrap().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    fn channel(&self, socket: &str) -> Channel {
+        api::connect::channel(&self.path("run").join(socket))
+    }
+
+    pub(crate) fn control(&self) -> ControlClient<Channel> {
+        ControlClient::new(self.channel("agent.sock"))
+    }
+
+    pub(crate) fn cni(&self) -> CniClient<Channel> {
+        CniClient::new(self.channel("agent.sock"))
+    }
+
+    pub(crate) fn proxy(&self) -> api::agent::proxy_client::ProxyClient<Channel> {
+        api::agent::proxy_client::ProxyClient::new(self.channel("proxy.sock"))
+    }
+
+    pub(crate) fn tunnel(&self) -> api::agent::tunnel_client::TunnelClient<Channel> {
+        api::agent::tunnel_client::TunnelClient::new(self.channel("tunnel.sock"))
+    }
+
+    pub(crate) fn maps(&self) -> datapath::Maps {
+        datapath::Maps::open(&self.pins).unwrap()
+    }
+
+    pub(crate) async fn allocate(&self, container: &str, pod: &str) -> AllocateResponse {
+        let request = AllocateRequest {
+            attachment: attachment(container),
+            netns: self.namespace_path.display().to_string(),
+            pod_namespace: "default".into(),
+            pod_name: pod.into(),
+            pod_uid: String::new(),
+        };
+        self.cni().allocate(request).await.unwrap().into_inner()
+    }
+
+    /// Builds the veth as the plugin does.
+    pub(crate) async fn build(&mut self, container: &str, name: &str) -> Link {
+        let path = self.namespace_path.with_extension(container);
+        let pod = NetNs::create(&path).unwrap();
+        self.pods.push(path);
+        let pair = VethPair {
+            name,
+            mac: None,
+            peer_name: "eth0",
+            peer_mac: None,
+            peer_namespace: Some(&pod),
+            mtu: 1420,
+        };
+        self.netlink.create_veth(&pair).await.unwrap();
+        let link = self.netlink.link(name).await.unwrap().unwrap();
+        self.netlink.set_up(link.index).await.unwrap();
+        link
+    }
+
+    /// Allocates, builds and attaches; gives back the address and the number of the snapshot in force.
+    pub(crate) async fn add(&mut self, container: &str, pod: &str) -> (std::net::IpAddr, u64) {
+        let allocated = self.allocate(container, pod).await;
+        let link = self.build(container, &allocated.host_interface).await;
+        let attached = self.attach(container, link.index).await.unwrap();
+        (allocated.address.parse().unwrap(), attached)
+    }
+
+    pub(crate) async fn attach(&self, container: &str, index: u32) -> Result<u64, tonic::Status> {
+        let request = AttachRequest {
+            attachment: attachment(container),
+            host_ifindex: index,
+            pod_mac: vec![2, 0, 0, 0, 0, 1],
+            host_mac: vec![2, 0, 0, 0, 0, 2],
+        };
+        Ok(self.cni().attach(request).await?.into_inner().snapshot)
+    }
+
+    pub(crate) async fn release(&self, container: &str) -> bool {
+        let request = ReleaseRequest { attachment: attachment(container) };
+        self.cni().release(request).await.unwrap().into_inner().existed
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if self.agent.is_some() {
+            self.kill();
+        }
+        if std::thread::panicking() {
+            eprintln!("{}", self.log());
+        }
+        for path in self.pods.iter().chain([&self.namespace_path]) {
+            let _ = NetNs::delete(path);
+        }
+        let _ = datapath::remove_pins(&self.pins);
+    }
+}
+
+fn attachment(container: &str) -> Option<Attachment> {
+    Some(Attachment { container_id: container.into(), interface: "eth0".into() })
+}
+
+fn node_manifest(number: u8) -> String {
+    format!(
+        "kind: Node\nmetadata: {{name: node-{number}}}\nspec: {{podCIDR: 10.{number}.0.0/16}}\n\
+         status: {{addresses: [{{type: InternalIP, address: 172.31.{number}.2}}]}}\n"
+    )
+}
+
+pub(crate) fn pod_manifest(name: &str) -> String {
+    format!("kind: Pod\nmetadata: {{name: {name}, labels: {{app: {name}}}}}\nspec: {{nodeName: node-1}}\n")
+}
+
+/// Asks again until the answer is yes.
+pub(crate) async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) -> Duration {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < LIMIT, "not within {LIMIT:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    start.elapsed()
+}
+
+impl Node {
+    /// Starts another agent that is expected to give up; what it said.
+    pub(crate) async fn start_and_wait(&self) -> String {
+        let mut command = self.command();
+        command.stderr(Stdio::piped());
+        let child = self.namespace.run(move || command.spawn()).unwrap().unwrap();
+        let output = tokio::task::spawn_blocking(move || child.wait_with_output()).await.unwrap().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+}
