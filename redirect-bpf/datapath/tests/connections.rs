@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod common;
 
-use std::net::{IpAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, TcpListener};
 
 use common::packets::{ACK, FIN, RST, SYN, SYN_ACK, bare_tcp, bare_udp, frag_needed, tcp, udp};
 use common::*;
@@ -228,15 +228,13 @@ fn rule_4_a_listener_is_no_socket() {
 #[test]
 fn rule_4_sockets_of_the_node_itself_are_left_to_the_stack() {
     let Some(mut bench) = bench("c-node-socket") else { return };
-    ip(&["addr", "add", &format!("{NODE}/32"), "dev", "lo"]);
-    ip(&["addr", "add", &format!("{POD_A}/32"), "dev", "lo"]);
-    let listener = TcpListener::bind((NODE, 0)).unwrap();
-    let node = (NODE, listener.local_addr().unwrap().port());
-    let stream = TcpStream::connect(node).unwrap();
-    let (_accepted, _) = listener.accept().unwrap();
-    let _ = stream;
-    // Never marked: judged like any other flow to the node.
+    // A process of the node is connected with A; the table is lost.
+    let node = (NODE, 10_250);
+    let _sockets = bench.transparent_pair(node, CLIENT);
+    assert_eq!(bench.a_sends(&tcp(CLIENT, node, ACK)).verdict(), (NEXT, 0), "never marked");
+    // A SYN is judged like any other to the node.
     bench.confine_a();
+    assert_eq!(bench.a_sends(&tcp(CLIENT, node, SYN)).action, DROP);
     bench.allow_out_of_a(identity::HOST, node.1);
     assert_eq!(bench.a_sends(&tcp(CLIENT, node, SYN)).verdict(), (NEXT, 0));
 }
