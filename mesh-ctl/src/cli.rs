@@ -24,6 +24,7 @@ runs, that lab does.";
 
 /// Which agents are asked, and how the answer is written.
 #[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Where to look")]
 pub struct Scope {
     /// Ask the nodes of this lab.
     #[arg(long, global = true, value_name = "NAME")]
@@ -34,18 +35,26 @@ pub struct Scope {
     /// Ask the agent on this unix socket.
     #[arg(long, global = true, value_name = "PATH", conflicts_with_all = ["lab", "node"])]
     pub socket: Option<PathBuf>,
-    /// How to write the answer.
-    #[arg(short, long, global = true, value_enum, default_value_t)]
+    /// For people, or for programs (stable).
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        value_name = "FORM",
+        help_heading = "Options"
+    )]
     pub output: Output,
 }
 
 /// How an answer is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Output {
-    /// For people.
     #[default]
+    #[expect(missing_docs, reason = "clap would make the help of every command six lines longer")]
     Table,
-    /// For programs; stable.
+    #[expect(missing_docs, reason = "as above")]
     Json,
 }
 

@@ -27,7 +27,9 @@ fn run(agent: &Agent, arguments: &[&str]) -> (i32, String) {
 
 fn run_json(agent: &Agent, arguments: &[&str]) -> (i32, Value) {
     let (code, text) = run(agent, &[arguments, &["-o", "json"]].concat());
-    (code, serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}")))
+    let answer = serde_json::from_str(&text);
+    assert!(answer.is_ok(), "{answer:?}: {text}");
+    (code, answer.unwrap())
 }
 
 fn program(name: &str, state: &str) -> Program {

@@ -112,14 +112,16 @@ pub(crate) fn command_in(namespace: &Path, program: impl AsRef<OsStr>) -> Comman
     command
 }
 
-/// The command line of a node's program.
+/// The command line of a node's program: where its node keeps what, as far as it needs to know.
 pub(crate) fn program_command(lab: &Folder, node: &str, program: Program) -> Result<Command, LabError> {
     let mut command = command_in(&lab.node_namespace(node), find(program.name())?);
-    command.arg("--node-name").arg(node);
-    command.arg("--source-dir").arg(lab.manifests());
-    command.arg("--state-dir").arg(lab.state(node));
-    command.arg("--run-dir").arg(lab.run(node));
-    command.arg("--pin-dir").arg(lab.node_pins(node));
+    command.arg("--state-dir").arg(lab.state(node)).arg("--run-dir").arg(lab.run(node));
+    if matches!(program, Program::Agent | Program::Proxy) {
+        command.arg("--node-name").arg(node).arg("--pin-dir").arg(lab.node_pins(node));
+    }
+    if program == Program::Agent {
+        command.arg("--source-dir").arg(lab.manifests());
+    }
     Ok(command)
 }
 
