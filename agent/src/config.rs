@@ -170,10 +170,16 @@ impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         let invalid = |field, problem: &str| Err(ConfigError::Invalid { field, problem: problem.to_owned() });
         if !is_object_name(&self.node_name) {
-            return invalid("node_name", "lower-case letters, digits, '-' and '.', at most 253, as Kubernetes has them");
+            return invalid(
+                "node_name",
+                "lower-case letters, digits, '-' and '.', at most 253, as Kubernetes has them",
+            );
         }
         if self.pod_network.addr().is_ipv6() {
-            return invalid("pod_network", "IPv6 is not supported yet: give an IPv4 network such as 10.0.0.0/8");
+            return invalid(
+                "pod_network",
+                "IPv6 is not supported yet: give an IPv4 network such as 10.0.0.0/8",
+            );
         }
         if self.tunnel_device.is_empty() || self.tunnel_device.len() > 15 {
             return invalid("tunnel_device", "a device name has 1 to 15 bytes");
@@ -241,7 +247,8 @@ pub fn is_object_name(text: &str) -> bool {
 fn read(path: &Path) -> Result<Settings, ConfigError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-    toml::from_str(&text).map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })
+    toml::from_str(&text)
+        .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })
 }
 
 fn host_name() -> Result<String, ConfigError> {
@@ -270,7 +277,10 @@ mod tests {
         std::fs::write(&file, "node_name = \"from-file\"\ntunnel_port = 1000\nencryption = false\n").unwrap();
         let file = file.to_str().unwrap();
         let config = parse(&["--config", file, "--tunnel-port", "2000"]).unwrap();
-        assert_eq!((config.node_name.as_str(), config.tunnel_port, config.encryption), ("from-file", 2000, false));
+        assert_eq!(
+            (config.node_name.as_str(), config.tunnel_port, config.encryption),
+            ("from-file", 2000, false)
+        );
 
         std::fs::write(file, config.to_toml().unwrap()).unwrap();
         assert_eq!(parse(&["--config", file]).unwrap(), config);

@@ -25,9 +25,12 @@ impl StoredIdentities {
     /// What was stored. A file that cannot be understood is a problem for people and counts as empty, with numbers
     /// beginning after `in_use`, the largest one in the kernel.
     pub fn open(path: &Path, in_use: IdentityId) -> (Self, Option<String>) {
-        let (stored, problem) = match std::fs::read(path).map(|json| serde_json::from_slice::<Stored>(&json)) {
+        let (stored, problem) = match std::fs::read(path).map(|json| serde_json::from_slice::<Stored>(&json))
+        {
             Ok(Ok(stored)) => (Some(stored), None),
-            Ok(Err(error)) => (None, Some(format!("{}: {error}; identities get new numbers", path.display()))),
+            Ok(Err(error)) => {
+                (None, Some(format!("{}: {error}; identities get new numbers", path.display())))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => (None, None),
             Err(error) => (None, Some(format!("{}: {error}; identities get new numbers", path.display()))),
         };

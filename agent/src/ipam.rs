@@ -110,11 +110,7 @@ impl Pool {
                 self.used.insert(address);
                 Ok(IpAddr::V4(address))
             }
-            _ => Err(IpamError::Full {
-                range: self.range,
-                used: self.used.len(),
-                resting: self.order.len(),
-            }),
+            _ => Err(IpamError::Full { range: self.range, used: self.used.len(), resting: self.order.len() }),
         }
     }
 

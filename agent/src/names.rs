@@ -69,7 +69,8 @@ mod tests {
             container_id: container.to_owned(),
             interface: interface.to_owned(),
         };
-        let names = [key("a", "eth0"), key("a", "eth1"), key("b", "eth0"), key("ae", "th0")].map(|k| host_interface(&k));
+        let names = [key("a", "eth0"), key("a", "eth1"), key("b", "eth0"), key("ae", "th0")]
+            .map(|k| host_interface(&k));
         for name in &names {
             assert!(is_host_interface(name) && name.len() < 15, "{name}");
         }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use api::agent::{
-    AllocateRequest, AllocateResponse, AttachRequest, AttachResponse, Attachment, ReleaseRequest, ReleaseResponse,
+    AllocateRequest, AllocateResponse, AttachRequest, AttachResponse, Attachment, ReleaseRequest,
+    ReleaseResponse,
 };
 use tokio::sync::oneshot;
 use tonic::{Request, Response, Status};
@@ -29,7 +30,9 @@ fn status(error: &CniError) -> Status {
     match error {
         CniError::NotReady(_) => Status::unavailable(message),
         CniError::Invalid { .. } => Status::invalid_argument(message),
-        CniError::Unknown(_) | CniError::Device { .. } | CniError::NameTaken(_) => Status::failed_precondition(message),
+        CniError::Unknown(_) | CniError::Device { .. } | CniError::NameTaken(_) => {
+            Status::failed_precondition(message)
+        }
         CniError::Ipam(_) => Status::resource_exhausted(message),
         CniError::Journal(_) | CniError::Node(_) | CniError::Datapath(_) | CniError::NotInForce(_) => {
             Status::internal(message)
@@ -43,13 +46,17 @@ fn key(attachment: Option<Attachment>) -> Result<AttachmentKey, Status> {
 }
 
 fn mac(field: &'static str, bytes: &[u8]) -> Result<[u8; 6], Status> {
-    let wrong = |_| Status::invalid_argument(format!("{field}: {} bytes, an Ethernet address has 6", bytes.len()));
+    let wrong =
+        |_| Status::invalid_argument(format!("{field}: {} bytes, an Ethernet address has 6", bytes.len()));
     bytes.try_into().map_err(wrong)
 }
 
 #[tonic::async_trait]
 impl api::agent::cni_server::Cni for Service {
-    async fn allocate(&self, request: Request<AllocateRequest>) -> Result<Response<AllocateResponse>, Status> {
+    async fn allocate(
+        &self,
+        request: Request<AllocateRequest>,
+    ) -> Result<Response<AllocateResponse>, Status> {
         let request = request.into_inner();
         let request = reconcile::AllocateRequest {
             key: key(request.attachment)?,

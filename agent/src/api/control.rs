@@ -33,7 +33,9 @@ impl api::agent::control_server::Control for Service {
         let mut problems: Vec<Problem> = view.problems.iter().map(problem).collect();
         problems.extend(view.tunnel.iter().flat_map(|tunnel| tunnel.problems.clone()));
         let counters = match self.0.maps.counters() {
-            Ok(counters) => counters.iter().map(|(reason, value)| (reason.name().to_owned(), value)).collect(),
+            Ok(counters) => {
+                counters.iter().map(|(reason, value)| (reason.name().to_owned(), value)).collect()
+            }
             Err(error) => {
                 problems.push(Problem { r#where: "counters".to_owned(), message: error.to_string() });
                 Vec::new()
@@ -60,7 +62,10 @@ impl api::agent::control_server::Control for Service {
         Ok(Response::new(EndpointsResponse { endpoints: endpoints(&self.view(), &self.0.config.node_name) }))
     }
 
-    async fn policies(&self, request: Request<PoliciesRequest>) -> Result<Response<PoliciesResponse>, Status> {
+    async fn policies(
+        &self,
+        request: Request<PoliciesRequest>,
+    ) -> Result<Response<PoliciesResponse>, Status> {
         let request = request.into_inner();
         let view = self.view();
         let answer = tokio::task::block_in_place(|| policies(&view, &request));
@@ -84,7 +89,8 @@ fn programs(view: &View) -> Vec<Program> {
         version: version.to_owned(),
     };
     let mut programs = vec![program("mesh-agent", "running", std::process::id(), env!("CARGO_PKG_VERSION"))];
-    let proxies = view.proxies.iter().map(|proxy| program("mesh-proxy", "connected", proxy.pid, &proxy.version));
+    let proxies =
+        view.proxies.iter().map(|proxy| program("mesh-proxy", "connected", proxy.pid, &proxy.version));
     programs.extend(proxies);
     if view.proxies.is_empty() {
         programs.push(program("mesh-proxy", "not connected", 0, ""));
@@ -183,7 +189,9 @@ fn selected(world: &mut World, policy: &PolicyObject) -> Vec<String> {
     let (snapshot, _) = policy::compile(world, &mut Identities::default(), 1);
     let touched = snapshot.endpoints.iter().filter(|endpoint| {
         let ruleset = snapshot.ruleset_of(endpoint);
-        ruleset.is_some_and(|ruleset| [&ruleset.ingress, &ruleset.egress].iter().any(|d| d.enforced || !d.rules.is_empty()))
+        ruleset.is_some_and(|ruleset| {
+            [&ruleset.ingress, &ruleset.egress].iter().any(|d| d.enforced || !d.rules.is_empty())
+        })
     });
     touched.map(|endpoint| format!("{}/{}", endpoint.namespace, endpoint.name)).collect()
 }

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use api::agent::{DirectionVerdict, ExplainRequest, ExplainResponse, HttpRequest, HttpVerdict};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use policy::{
-    Direction, DirectionDecision, EndpointPolicy, Flow, Protocol, RequestHead, Scope, Snapshot, Verdict, judged_path,
+    Direction, DirectionDecision, EndpointPolicy, Flow, Protocol, RequestHead, Scope, Snapshot, Verdict,
+    judged_path,
 };
 use tonic::Status;
 
@@ -14,8 +15,8 @@ pub(super) fn explain(snapshot: &Snapshot, request: &ExplainRequest) -> Result<E
     let source = endpoint(snapshot, "from", &request.from_namespace, &request.from_pod)?;
     let destination = endpoint(snapshot, "to", &request.to_namespace, &request.to_pod)?;
     let name = if request.protocol.is_empty() { "TCP" } else { &request.protocol };
-    let protocol =
-        Protocol::parse(name).ok_or_else(|| Status::invalid_argument(format!("protocol {name:?} is not known")))?;
+    let protocol = Protocol::parse(name)
+        .ok_or_else(|| Status::invalid_argument(format!("protocol {name:?} is not known")))?;
     let port = u16::try_from(request.port)
         .ok()
         .filter(|port| *port > 0 || !protocol.has_ports())
@@ -37,7 +38,8 @@ pub(super) fn explain(snapshot: &Snapshot, request: &ExplainRequest) -> Result<E
                 http = Some(http_verdict(Verdict::Denied, 400, &format!("path: {problem}")));
             }
             Ok(path) => {
-                let head = RequestHead { method: &asked.method, path: &path, host: &asked.host, headers: &headers };
+                let head =
+                    RequestHead { method: &asked.method, path: &path, host: &asked.host, headers: &headers };
                 let decision = policy.decide(&head);
                 let judged = verdict == Verdict::Redirected;
                 verdict = decision.verdict;
@@ -62,10 +64,14 @@ fn endpoint<'a>(
     name: &str,
 ) -> Result<(&'a EndpointPolicy, IpAddr), Status> {
     let endpoint = snapshot.endpoint_named(namespace, name).ok_or_else(|| {
-        Status::not_found(format!("{which}: no pod {namespace}/{name} (hostNetwork pods speak as their node)"))
+        Status::not_found(format!(
+            "{which}: no pod {namespace}/{name} (hostNetwork pods speak as their node)"
+        ))
     })?;
     let address = endpoint.addresses.first().ok_or_else(|| {
-        Status::failed_precondition(format!("{which}: pod {namespace}/{name} has no address yet: nothing reaches it"))
+        Status::failed_precondition(format!(
+            "{which}: pod {namespace}/{name} has no address yet: nothing reaches it"
+        ))
     })?;
     Ok((endpoint, *address))
 }
@@ -88,7 +94,9 @@ fn request_verdict(verdict: Verdict, judged: bool) -> HttpVerdict {
     match (verdict, judged) {
         (Verdict::Denied, _) => http_verdict(verdict, 403, "no rule on requests allows it"),
         (_, true) => http_verdict(verdict, 200, "a rule on requests allows it; the server answers"),
-        (_, false) => http_verdict(verdict, 200, "requests on this connection are not judged; the server answers"),
+        (_, false) => {
+            http_verdict(verdict, 200, "requests on this connection are not judged; the server answers")
+        }
     }
 }
 
@@ -129,7 +137,9 @@ fn reason(
         ([], Some(http)) => http.reason.clone(),
         ([], None) => "nothing judges it".to_owned(),
         ([(name, end), ..], _) if verdict != Verdict::Allowed => format!("{name}: {}", end.reason),
-        (ends, _) => ends.iter().map(|(name, end)| format!("{name}: {}", end.reason)).collect::<Vec<_>>().join("; "),
+        (ends, _) => {
+            ends.iter().map(|(name, end)| format!("{name}: {}", end.reason)).collect::<Vec<_>>().join("; ")
+        }
     }
 }
 

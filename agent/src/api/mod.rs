@@ -67,7 +67,8 @@ pub async fn serve(
     flows: Arc<Flows>,
     maps: datapath::Maps,
 ) -> Result<(), ServeError> {
-    let shared = Arc::new(Shared { config: config.clone(), handle, flows, maps, connections: AtomicU64::new(0) });
+    let shared =
+        Arc::new(Shared { config: config.clone(), handle, flows, maps, connections: AtomicU64::new(0) });
     let agent = listen::bind(&config.agent_socket(), None)?;
     let proxy = listen::bind(&config.proxy_socket(), Some(config.proxy_uid))?;
     let tunnel = listen::bind(&config.tunnel_socket(), Some(config.tunnel_uid))?;
@@ -76,7 +77,8 @@ pub async fn serve(
         .add_service(ControlServer::new(control::Service(Arc::clone(&shared))))
         .add_service(ObserverServer::new(observer::Service(Arc::clone(&shared))))
         .serve_with_incoming(UnixListenerStream::new(agent));
-    let proxies = ProxyServer::new(proxy::Service(Arc::clone(&shared))).max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let proxies =
+        ProxyServer::new(proxy::Service(Arc::clone(&shared))).max_encoding_message_size(MAX_MESSAGE_BYTES);
     let proxy = Server::builder().add_service(proxies).serve_with_incoming(UnixListenerStream::new(proxy));
     let tunnel = Server::builder()
         .add_service(TunnelServer::new(tunnel::Service(shared)))

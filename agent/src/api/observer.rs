@@ -111,7 +111,8 @@ mod tests {
     use super::*;
 
     fn selected(change: impl Fn(&mut GetFlowsRequest)) -> Vec<i64> {
-        let flow = |seconds| Arc::new(Flow { time: Some(Timestamp { seconds, nanos: 0 }), ..Flow::default() });
+        let flow =
+            |seconds| Arc::new(Flow { time: Some(Timestamp { seconds, nanos: 0 }), ..Flow::default() });
         let mut request = GetFlowsRequest::default();
         change(&mut request);
         let selected = select((1..=5).map(flow).collect(), &request, &Filters::default());

@@ -20,7 +20,10 @@ type Snapshots = Pin<Box<dyn Stream<Item = Result<api::policy::Snapshot, Status>
 impl api::agent::proxy_server::Proxy for Service {
     type SnapshotsStream = Snapshots;
 
-    async fn snapshots(&self, request: Request<Streaming<SnapshotAck>>) -> Result<Response<Snapshots>, Status> {
+    async fn snapshots(
+        &self,
+        request: Request<Streaming<SnapshotAck>>,
+    ) -> Result<Response<Snapshots>, Status> {
         let id = self.0.next_connection();
         let requests = self.0.handle.requests.clone();
         let mut acks = request.into_inner();
@@ -35,7 +38,8 @@ impl api::agent::proxy_server::Proxy for Service {
         });
         // A watch skips what is outdated: a slow proxy gets the newest one next, never a backlog.
         let snapshots = WatchStream::new(self.0.handle.snapshots.clone());
-        let snapshots = snapshots.filter_map(|snapshot| async move { snapshot.map(|snapshot| Ok((*snapshot).clone())) });
+        let snapshots =
+            snapshots.filter_map(|snapshot| async move { snapshot.map(|snapshot| Ok((*snapshot).clone())) });
         Ok(Response::new(Box::pin(snapshots)))
     }
 

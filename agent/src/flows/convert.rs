@@ -17,8 +17,12 @@ pub(super) fn endpoint(snapshot: &Snapshot, address: IpAddr, judged: IdentityId)
     let identity = if judged == 0 { snapshot.identity_of(address) } else { judged };
     let labels = match (identity::reserved_name(identity), snapshot.identities.get(&identity), pod) {
         (Some(name), ..) => vec![format!("reserved:{name}")],
-        (None, Some(own), _) => own.labels.iter().map(|(name, value)| format!("k8s:{name}={value}")).collect(),
-        (None, None, Some(pod)) => pod.labels.iter().map(|(name, value)| format!("k8s:{name}={value}")).collect(),
+        (None, Some(own), _) => {
+            own.labels.iter().map(|(name, value)| format!("k8s:{name}={value}")).collect()
+        }
+        (None, None, Some(pod)) => {
+            pod.labels.iter().map(|(name, value)| format!("k8s:{name}={value}")).collect()
+        }
         (None, None, None) => Vec::new(),
     };
     Endpoint {
@@ -82,7 +86,10 @@ mod tests {
         origin.rule = Some(0);
         let found = &policies(&origin.with_http_rule(1), Direction::Ingress, true)[0];
         assert_eq!(found.labels, ["selvage.dev/rule=ingress[0].http[1]"]);
-        assert_eq!((found.kind.as_str(), found.namespace.as_str(), found.name.as_str()), ("CiliumNetworkPolicy", "production", "api"));
+        assert_eq!(
+            (found.kind.as_str(), found.namespace.as_str(), found.name.as_str()),
+            ("CiliumNetworkPolicy", "production", "api")
+        );
         origin.deny = true;
         assert_eq!(policies(&origin, Direction::Egress, false)[0].labels, ["selvage.dev/rule=egressDeny[0]"]);
     }

@@ -5,8 +5,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use api::flow::layer4::Protocol as L4;
 use api::flow::{
-    CiliumEventType, DropReason, Flow, FlowType, IcmPv4, Layer4, Policy, Sctp, Tcp, TcpFlags, TrafficDirection, Udp,
-    Verdict,
+    CiliumEventType, DropReason, Flow, FlowType, IcmPv4, Layer4, Policy, Sctp, Tcp, TcpFlags,
+    TrafficDirection, Udp, Verdict,
 };
 use datapath::lower::Origins;
 use layout::{Event, Reason, direction, event_kind};
@@ -41,7 +41,13 @@ impl Clock {
     }
 }
 
-pub(super) fn flow(snapshot: &Snapshot, origins: &Origins, node_name: &str, clock: &Clock, event: &Event) -> Flow {
+pub(super) fn flow(
+    snapshot: &Snapshot,
+    origins: &Origins,
+    node_name: &str,
+    clock: &Clock,
+    event: &Event,
+) -> Flow {
     let (source, destination) = (IpAddr::from(event.source), IpAddr::from(event.destination));
     let refused = matches!(event.kind, event_kind::DROPPED | event_kind::RESET);
     let reason = Reason::from_number(event.reason).filter(|_| refused);
@@ -53,9 +59,12 @@ pub(super) fn flow(snapshot: &Snapshot, origins: &Origins, node_name: &str, cloc
         _ => Verdict::Unknown,
     };
     let denied_in = |side| refused && by_policy && event.direction == side;
-    let sides = |origin: u32, side, name| by_origin(origins, origin, name, denied_in(side), refused && !by_policy);
-    let (egress_allowed_by, egress_denied_by) = sides(event.egress_origin, direction::EGRESS, Direction::Egress);
-    let (ingress_allowed_by, ingress_denied_by) = sides(event.ingress_origin, direction::INGRESS, Direction::Ingress);
+    let sides =
+        |origin: u32, side, name| by_origin(origins, origin, name, denied_in(side), refused && !by_policy);
+    let (egress_allowed_by, egress_denied_by) =
+        sides(event.egress_origin, direction::EGRESS, Direction::Egress);
+    let (ingress_allowed_by, ingress_denied_by) =
+        sides(event.ingress_origin, direction::INGRESS, Direction::Ingress);
     Flow {
         time: Some(convert::timestamp(clock.wall_ns(event.time_ns))),
         verdict: verdict.into(),
@@ -224,7 +233,10 @@ mod tests {
     fn a_redirected_connection_names_the_rule_that_allowed_it() {
         let flow = converted(&event(event_kind::REDIRECTED, None, 0));
         assert_eq!(flow.verdict(), Verdict::Redirected);
-        assert_eq!(names(&flow.ingress_allowed_by), ["CiliumNetworkPolicy api [\"selvage.dev/rule=ingress[2]\"]"]);
+        assert_eq!(
+            names(&flow.ingress_allowed_by),
+            ["CiliumNetworkPolicy api [\"selvage.dev/rule=ingress[2]\"]"]
+        );
         assert!(flow.egress_allowed_by.is_empty() && flow.ingress_denied_by.is_empty());
         assert_eq!(flow.traffic_direction(), TrafficDirection::Ingress);
         assert_eq!(flow.event_type.unwrap().r#type, EVENT_POLICY_VERDICT);
@@ -237,7 +249,10 @@ mod tests {
 
     #[test]
     fn a_refusal_names_who_refused_in_its_direction() {
-        let denied = Event { ingress_origin: 0, ..event(event_kind::DROPPED, Some(Reason::DeniedIngress), direction::INGRESS) };
+        let denied = Event {
+            ingress_origin: 0,
+            ..event(event_kind::DROPPED, Some(Reason::DeniedIngress), direction::INGRESS)
+        };
         let flow = converted(&denied);
         assert_eq!((flow.verdict(), flow.drop_reason_desc()), (Verdict::Dropped, DropReason::PolicyDenied));
         assert_eq!(names(&flow.ingress_denied_by), [" default deny []"]);
@@ -249,7 +264,10 @@ mod tests {
             ..event(event_kind::DROPPED, Some(Reason::DeniedEgress), direction::EGRESS)
         };
         let flow = converted(&denied);
-        assert_eq!(names(&flow.egress_denied_by), ["CiliumNetworkPolicy api [\"selvage.dev/rule=egress[2]\"]"]);
+        assert_eq!(
+            names(&flow.egress_denied_by),
+            ["CiliumNetworkPolicy api [\"selvage.dev/rule=egress[2]\"]"]
+        );
         assert!(flow.ingress_denied_by.is_empty() && flow.ingress_allowed_by.is_empty());
         assert_eq!(flow.traffic_direction(), TrafficDirection::Egress);
     }
@@ -257,8 +275,16 @@ mod tests {
     #[test]
     fn what_no_policy_refused_blames_none() {
         let flow = converted(&event(event_kind::DROPPED, Some(Reason::SpoofedSource), direction::EGRESS));
-        assert_eq!((flow.drop_reason_desc(), flow.event_type.unwrap().r#type), (DropReason::InvalidSourceIp, EVENT_DROP));
-        let all = [&flow.egress_allowed_by, &flow.egress_denied_by, &flow.ingress_allowed_by, &flow.ingress_denied_by];
+        assert_eq!(
+            (flow.drop_reason_desc(), flow.event_type.unwrap().r#type),
+            (DropReason::InvalidSourceIp, EVENT_DROP)
+        );
+        let all = [
+            &flow.egress_allowed_by,
+            &flow.egress_denied_by,
+            &flow.ingress_allowed_by,
+            &flow.ingress_denied_by,
+        ];
         assert!(all.iter().all(|policies| policies.is_empty()));
         assert_eq!(flow.summary, "TCP Flags: SYN (spoofed_source)");
     }

@@ -69,7 +69,9 @@ impl Filter {
             source_port: each("source_port", &filter.source_port, port)?,
             destination_port: each("destination_port", &filter.destination_port, port)?,
             http_method: filter.http_method.iter().map(|method| method.to_ascii_uppercase()).collect(),
-            http_path: each("http_path", &filter.http_path, |text| Regex::new(text).map_err(|e| e.to_string()))?,
+            http_path: each("http_path", &filter.http_path, |text| {
+                Regex::new(text).map_err(|e| e.to_string())
+            })?,
             node_name: filter.node_name.clone(),
         })
     }
@@ -82,7 +84,9 @@ impl Filter {
             && any(&self.source_pod, |name| is_pod(name, flow.source.as_ref()))
             && any(&self.destination_pod, |name| is_pod(name, flow.destination.as_ref()))
             && any(&self.source_ip, |network| addresses.is_some_and(|ip| contains(network, &ip.source)))
-            && any(&self.destination_ip, |network| addresses.is_some_and(|ip| contains(network, &ip.destination)))
+            && any(&self.destination_ip, |network| {
+                addresses.is_some_and(|ip| contains(network, &ip.destination))
+            })
             && any(&self.source_port, |port| ports.is_some_and(|(source, _)| source == *port))
             && any(&self.destination_port, |port| ports.is_some_and(|(_, destination)| destination == *port))
             && any(&self.protocol, |name| is_protocol(name, flow))
@@ -102,7 +106,8 @@ fn each<T>(
     values: &[String],
     read: impl Fn(&str) -> Result<T, String>,
 ) -> Result<Vec<T>, FilterError> {
-    let one = |value: &String| read(value).map_err(|problem| FilterError { field, value: value.clone(), problem });
+    let one =
+        |value: &String| read(value).map_err(|problem| FilterError { field, value: value.clone(), problem });
     values.iter().map(one).collect()
 }
 
@@ -126,7 +131,9 @@ fn pod(text: &str) -> Result<(String, String), String> {
 
 /// As Hubble does, a name stands for all that begin with it.
 fn is_pod((namespace, name): &(String, String), endpoint: Option<&Endpoint>) -> bool {
-    endpoint.is_some_and(|endpoint| endpoint.namespace == *namespace && endpoint.pod_name.starts_with(name.as_str()))
+    endpoint.is_some_and(|endpoint| {
+        endpoint.namespace == *namespace && endpoint.pod_name.starts_with(name.as_str())
+    })
 }
 
 fn contains(network: &IpNet, address: &str) -> bool {
@@ -204,8 +211,13 @@ mod tests {
             change(&mut filter, value.to_owned());
             filter
         };
-        let cases: [(fn(&mut FlowFilter, String), &[&str], &[&str]); 9] = [
-            (|f, v| f.source_pod.push(v), &["production/", "production/frontend", "production/frontend-1"], &["default/", "production/api", "frontend-1"]),
+        type Case = (fn(&mut FlowFilter, String), &'static [&'static str], &'static [&'static str]);
+        let cases: [Case; 9] = [
+            (
+                |f, v| f.source_pod.push(v),
+                &["production/", "production/frontend", "production/frontend-1"],
+                &["default/", "production/api", "frontend-1"],
+            ),
             (|f, v| f.destination_pod.push(v), &["production/api"], &["production/frontend-1"]),
             (|f, v| f.source_ip.push(v), &["10.1.0.2", "10.1.0.0/16"], &["10.2.0.3", "10.2.0.0/16"]),
             (|f, v| f.destination_ip.push(v), &["10.2.0.3"], &["10.1.0.2"]),
@@ -243,7 +255,13 @@ mod tests {
         let refused = |filter: FlowFilter| Filters::new(&[], &[filter]).unwrap_err().field;
         assert_eq!(refused(FlowFilter { source_ip: vec!["x".into()], ..FlowFilter::default() }), "source_ip");
         assert_eq!(refused(FlowFilter { http_path: vec!["(".into()], ..FlowFilter::default() }), "http_path");
-        assert_eq!(refused(FlowFilter { source_port: vec!["99999".into()], ..FlowFilter::default() }), "source_port");
-        assert_eq!(refused(FlowFilter { source_pod: vec!["a/b/c".into()], ..FlowFilter::default() }), "source_pod");
+        assert_eq!(
+            refused(FlowFilter { source_port: vec!["99999".into()], ..FlowFilter::default() }),
+            "source_port"
+        );
+        assert_eq!(
+            refused(FlowFilter { source_pod: vec!["a/b/c".into()], ..FlowFilter::default() }),
+            "source_pod"
+        );
     }
 }

@@ -6,7 +6,8 @@ use api::agent::RequestRecord;
 use api::flow::layer4::Protocol as L4;
 use api::flow::layer7::Record;
 use api::flow::{
-    CiliumEventType, DropReason, Flow, FlowType, Http, L7FlowType, Layer4, Layer7, Policy, Tcp, TrafficDirection, Verdict,
+    CiliumEventType, DropReason, Flow, FlowType, Http, L7FlowType, Layer4, Layer7, Policy, Tcp,
+    TrafficDirection, Verdict,
 };
 use api::policy::Origin as WireOrigin;
 use policy::{Direction, Origin, Snapshot};
@@ -92,7 +93,8 @@ fn address(bytes: &[u8]) -> IpAddr {
     if let Ok(v4) = <[u8; 4]>::try_from(bytes) {
         return IpAddr::V4(Ipv4Addr::from(v4));
     }
-    <[u8; 16]>::try_from(bytes).map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |v6| Ipv6Addr::from(v6).to_canonical())
+    <[u8; 16]>::try_from(bytes)
+        .map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |v6| Ipv6Addr::from(v6).to_canonical())
 }
 
 #[cfg(test)]
@@ -109,7 +111,13 @@ mod tests {
             latency_ns: 5,
             source: vec![10, 1, 0, 2],
             source_port: 40_000,
-            destination: IpAddr::from([10, 1, 0, 3]).to_string().parse::<Ipv4Addr>().unwrap().to_ipv6_mapped().octets().to_vec(),
+            destination: IpAddr::from([10, 1, 0, 3])
+                .to_string()
+                .parse::<Ipv4Addr>()
+                .unwrap()
+                .to_ipv6_mapped()
+                .octets()
+                .to_vec(),
             destination_port: 8080,
             protocol: "HTTP/1.1".into(),
             method: "DELETE".into(),
@@ -142,7 +150,10 @@ mod tests {
         assert_eq!(flow.verdict(), Verdict::Forwarded);
         assert_eq!(flow.ingress_allowed_by[0].labels, ["selvage.dev/rule=ingress[0].http[2]"]);
         let Some(Record::Http(http)) = flow.l7.unwrap().record else { panic!() };
-        assert_eq!((http.code, http.method.as_str(), http.url.as_str()), (200, "DELETE", "http://api:8080/api"));
+        assert_eq!(
+            (http.code, http.method.as_str(), http.url.as_str()),
+            (200, "DELETE", "http://api:8080/api")
+        );
         assert_eq!(flow.time.unwrap().seconds, 1_500_000_000);
     }
 

@@ -18,8 +18,10 @@ use crate::journal::Journal;
 pub async fn cleanup(config: &Config, now_ms: u64) -> Result<(), NodeError> {
     let netlink = Netlink::connect()?;
     let mut journal = open_journal(config)?;
-    let journalled: Vec<_> = journal.iter().flat_map(|journal| journal.contents().allocations.values()).collect();
-    let journalled: Vec<String> = journalled.iter().map(|allocation| allocation.host_interface.clone()).collect();
+    let journalled: Vec<_> =
+        journal.iter().flat_map(|journal| journal.contents().allocations.values()).collect();
+    let journalled: Vec<String> =
+        journalled.iter().map(|allocation| allocation.host_interface.clone()).collect();
     // Links first: no pod is left without the programs that judge it.
     for link in netlink.links().await? {
         let ours = journalled.contains(&link.name) || crate::names::is_host_interface(&link.name);
@@ -28,7 +30,10 @@ pub async fn cleanup(config: &Config, now_ms: u64) -> Result<(), NodeError> {
         }
     }
     for rule in netlink.rules().await? {
-        if matches!((rule.priority, rule.table), (PRIORITY_PROXY, TABLE_PROXY) | (PRIORITY_NODES, TABLE_NODES)) {
+        if matches!(
+            (rule.priority, rule.table),
+            (PRIORITY_PROXY, TABLE_PROXY) | (PRIORITY_NODES, TABLE_NODES)
+        ) {
             netlink.delete_rule(&rule).await?;
         }
     }

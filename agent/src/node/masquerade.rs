@@ -50,7 +50,8 @@ fn script(pod_network: IpNet, own_ranges: &[IpNet], nodes: &[IpAddr]) -> String 
     let ranges = list(&mut own_ranges.iter().map(ToString::to_string));
     // A set may name nothing twice.
     let nodes: BTreeSet<_> = nodes.iter().filter(|node| !pod_network.contains(*node)).collect();
-    let spared = list(&mut std::iter::once(pod_network.to_string()).chain(nodes.iter().map(ToString::to_string)));
+    let spared =
+        list(&mut std::iter::once(pod_network.to_string()).chain(nodes.iter().map(ToString::to_string)));
     let mark = |value: u32| format!("meta mark & {:#x} == {value:#x}", mark::MASK);
     let mut text = format!("add table {TABLE}\ndelete table {TABLE}\ntable {TABLE} {{\n");
     // Towards the world a pod speaks as its node.

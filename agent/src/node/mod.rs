@@ -40,7 +40,9 @@ pub enum NodeError {
         problem: String,
     },
     /// No device has the node's address.
-    #[error("no device has this node's address {0} (status.addresses of its Node object): name the device with --uplink")]
+    #[error(
+        "no device has this node's address {0} (status.addresses of its Node object): name the device with --uplink"
+    )]
     NoUplink(IpAddr),
     /// A device is not what it should be.
     #[error("device {device}: {problem}")]
@@ -51,7 +53,9 @@ pub enum NodeError {
         problem: String,
     },
     /// A kernel setting would let packets take another way than policy decided.
-    #[error("kernel setting {key} is {value}, must be 0: it makes the kernel follow our packet marks elsewhere; sysctl -w {key}=0")]
+    #[error(
+        "kernel setting {key} is {value}, must be 0: it makes the kernel follow our packet marks elsewhere; sysctl -w {key}=0"
+    )]
     Setting {
         /// The setting.
         key: String,
@@ -110,11 +114,20 @@ impl NodeNetwork {
         let overhead = if config.encryption { TUNNEL_OVERHEAD } else { 0 };
         let mtu = uplink.mtu.saturating_sub(overhead);
         if mtu < MIN_MTU {
-            let problem = format!("MTU {} is too small: at least {} is needed", uplink.mtu, MIN_MTU + overhead);
+            let problem =
+                format!("MTU {} is too small: at least {} is needed", uplink.mtu, MIN_MTU + overhead);
             return Err(NodeError::Device { device: uplink.name, problem });
         }
-        let mut network =
-            Self { netlink, config: config.clone(), uplink, tunnel: None, mtu, address, pod_ranges, peers: None };
+        let mut network = Self {
+            netlink,
+            config: config.clone(),
+            uplink,
+            tunnel: None,
+            mtu,
+            address,
+            pod_ranges,
+            peers: None,
+        };
         network.routes_before_pods().await?;
         if config.encryption {
             network.tunnel = Some(network.ensure_tunnel().await?);
@@ -136,7 +149,9 @@ impl NodeNetwork {
         let device = |problem: &str| NodeError::Device { device: name.clone(), problem: problem.to_owned() };
         let link = self.netlink.link(name).await?.ok_or_else(|| device("it vanished"))?;
         if link.kind.as_deref() != Some("tun") {
-            return Err(device("it exists and is no TUN device: delete it or choose another name (--tunnel-device)"));
+            return Err(device(
+                "it exists and is no TUN device: delete it or choose another name (--tunnel-device)",
+            ));
         }
         if link.mtu != self.mtu || !link.up {
             let change = LinkChange { up: Some(true), mtu: Some(self.mtu), ..LinkChange::default() };
@@ -184,14 +199,16 @@ impl NodeNetwork {
 fn own_addresses(config: &Config, node: &Node) -> Result<(IpAddr, Vec<IpNet>), NodeError> {
     let wrong = |field, problem: String| NodeError::Object { node: node.name.clone(), field, problem };
     let address = node.addresses.iter().find(|address| address.is_ipv4()).copied();
-    let address = address.ok_or_else(|| wrong("status.addresses", "an InternalIP (IPv4) is needed".to_owned()))?;
+    let address =
+        address.ok_or_else(|| wrong("status.addresses", "an InternalIP (IPv4) is needed".to_owned()))?;
     let ranges: Vec<IpNet> = node.pod_ranges.iter().filter(|range| range.addr().is_ipv4()).copied().collect();
     if ranges.is_empty() {
         return Err(wrong("spec.podCIDR", "an IPv4 range is needed".to_owned()));
     }
     for range in &ranges {
         if !config.pod_network.contains(range) {
-            let problem = format!("{range} lies outside of the pod network {} (--pod-network)", config.pod_network);
+            let problem =
+                format!("{range} lies outside of the pod network {} (--pod-network)", config.pod_network);
             return Err(wrong("spec.podCIDR", problem));
         }
     }
@@ -200,7 +217,8 @@ fn own_addresses(config: &Config, node: &Node) -> Result<(IpAddr, Vec<IpNet>), N
 
 async fn find_uplink(netlink: &Netlink, config: &Config, address: IpAddr) -> Result<Link, NodeError> {
     if let Some(name) = &config.uplink {
-        let missing = || NodeError::Device { device: name.clone(), problem: "no such device (--uplink)".to_owned() };
+        let missing =
+            || NodeError::Device { device: name.clone(), problem: "no such device (--uplink)".to_owned() };
         return netlink.link(name).await?.ok_or_else(missing);
     }
     let addresses = netlink.addresses().await?;

@@ -107,7 +107,9 @@ impl NodeNetwork {
                     routes.extend(ranges.map(|&range| Route::link(range, tunnel.index)));
                 }
                 None => {
-                    let Some(&gateway) = peer.addresses.iter().find(|address| address.is_ipv4()) else { continue };
+                    let Some(&gateway) = peer.addresses.iter().find(|address| address.is_ipv4()) else {
+                        continue;
+                    };
                     routes.extend(ranges.map(|&range| Route::via(range, gateway, self.uplink.index)));
                 }
             }
@@ -133,7 +135,9 @@ impl NodeNetwork {
         let devices = [self.tunnel.as_ref().map(|link| link.index), Some(self.uplink.index)];
         let mut found = self.netlink.routes(TABLE_NODES).await?;
         let main = self.netlink.routes(TABLE_MAIN).await?;
-        found.extend(main.into_iter().filter(|route| route.device.is_some() && devices.contains(&route.device)));
+        found.extend(
+            main.into_iter().filter(|route| route.device.is_some() && devices.contains(&route.device)),
+        );
         found.retain(|route| route.protocol == ROUTE_PROTOCOL);
         Ok(found)
     }

@@ -132,7 +132,9 @@ impl<S: Source> Reconciler<S> {
         let mtu = network.mtu;
         let known = self.journal.contents().allocations.get(&request.key).cloned();
         let allocation = match &known {
-            Some(known) => Allocation { address: known.address, veth: known.veth, ..self.described(&request)? },
+            Some(known) => {
+                Allocation { address: known.address, veth: known.veth, ..self.described(&request)? }
+            }
             None => {
                 let described = self.described(&request)?;
                 Allocation { address: self.take_address()?, ..described }
@@ -191,7 +193,9 @@ impl<S: Source> Reconciler<S> {
             return;
         }
         let own = self.journal.contents().allocations.values();
-        let own = own.filter(|allocation| allocation.pod_namespace == pod.namespace && allocation.pod_name == pod.name);
+        let own = own.filter(|allocation| {
+            allocation.pod_namespace == pod.namespace && allocation.pod_name == pod.name
+        });
         let own: Vec<&Allocation> = own.collect();
         let Some(last) = own.last() else { return };
         let status = PodStatus {
@@ -221,7 +225,10 @@ impl<S: Source> Reconciler<S> {
         let Some(network) = &self.network else { return Err(self.not_ready()) };
         let known = self.journal.contents().allocations.get(&request.key);
         let known = known.cloned().ok_or_else(|| CniError::Unknown(request.key.clone()))?;
-        let device = |problem: &str| CniError::Device { device: known.host_interface.clone(), problem: problem.into() };
+        let device = |problem: &str| CniError::Device {
+            device: known.host_interface.clone(),
+            problem: problem.into(),
+        };
         let link = network.link(&known.host_interface).await?.ok_or_else(|| device("it does not exist"))?;
         if link.index != request.veth.host_ifindex {
             return Err(device(&format!("its number is {}, not {}", link.index, request.veth.host_ifindex)));

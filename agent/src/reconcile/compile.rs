@@ -15,10 +15,11 @@ impl<S: Source> Reconciler<S> {
     /// Compiles what is known now, and sends the result to the proxy if it is something new.
     pub(super) fn compile(&mut self) {
         let Some(records) = self.records.clone() else { return };
-        let number = match self.unused_number.take().map_or_else(|| block_in_place(|| self.numbers.take()), Ok) {
-            Ok(number) => number,
-            Err(error) => return self.retry_later("number of the next snapshot", &error),
-        };
+        let number =
+            match self.unused_number.take().map_or_else(|| block_in_place(|| self.numbers.take()), Ok) {
+                Ok(number) => number,
+                Err(error) => return self.retry_later("number of the next snapshot", &error),
+            };
         let mut problems = Vec::new();
         let allocations = self.journal.contents().allocations.values();
         let world = world::build(&self.config, &records, allocations, &mut problems);
@@ -37,7 +38,12 @@ impl<S: Source> Reconciler<S> {
             return;
         }
         let snapshot = Arc::new(snapshot);
-        tracing::info!(number, pods = snapshot.endpoints.len(), policies = records.policies.len(), "compiled");
+        tracing::info!(
+            number,
+            pods = snapshot.endpoints.len(),
+            policies = records.policies.len(),
+            "compiled"
+        );
         self.withdraw_before(&snapshot);
         self.remember_sent(&snapshot);
         self.snapshots.send_replace(Some(Arc::new(api::policy::Snapshot::from(&*snapshot))));
@@ -70,15 +76,19 @@ impl<S: Source> Reconciler<S> {
                 message: "no manifests have been read yet; what is in force stays".to_owned(),
             }),
         }
-        let by_step = [&self.problems.compile, &self.problems.peers, &self.problems.kernel, &self.problems.retry];
+        let by_step =
+            [&self.problems.compile, &self.problems.peers, &self.problems.kernel, &self.problems.retry];
         problems.extend(by_step.into_iter().flatten().cloned());
-        problems.extend(self.publisher.problem().map(|message| Problem { location: "announcements".into(), message }));
+        problems.extend(
+            self.publisher.problem().map(|message| Problem { location: "announcements".into(), message }),
+        );
         let refused = self.proxies.values().filter(|proxy| !proxy.state.error.is_empty());
         problems.extend(refused.map(|proxy| Problem {
             location: format!("proxy, process {}", proxy.state.pid),
             message: proxy.state.error.clone(),
         }));
-        let attached = self.journal.contents().allocations.values().filter(|allocation| allocation.veth.is_some());
+        let attached =
+            self.journal.contents().allocations.values().filter(|allocation| allocation.veth.is_some());
         let newest = self.pending.as_ref().map_or(&self.current, |pending| &pending.snapshot);
         self.view.send_replace(Arc::new(View {
             snapshot: Arc::clone(&self.current),
@@ -108,8 +118,16 @@ fn owner(snapshot: &Snapshot, address: IpAddr) -> Option<(&str, &str)> {
 
 /// Whether two snapshots differ in nothing but their number.
 fn same_content(a: &Snapshot, b: &Snapshot) -> bool {
-    let SnapshotParts { number: _, node, pod_networks, node_addresses, identities, addresses, endpoints, rulesets } =
-        &**a;
+    let SnapshotParts {
+        number: _,
+        node,
+        pod_networks,
+        node_addresses,
+        identities,
+        addresses,
+        endpoints,
+        rulesets,
+    } = &**a;
     *node == b.node
         && *pod_networks == b.pod_networks
         && *node_addresses == b.node_addresses

@@ -17,11 +17,8 @@ impl<S: Source> Reconciler<S> {
         let (snapshot, concerned) = judges::enforceable(&self.current, &self.judges());
         let attached: Vec<Attached> = self.attached_pods();
         let (plan, next) = self.with_origins(|origins| self.installed.plan(&snapshot, &attached, origins));
-        let result = if plan.is_empty() {
-            Ok(())
-        } else {
-            block_in_place(|| plan.apply(&mut self.datapath.maps))
-        };
+        let result =
+            if plan.is_empty() { Ok(()) } else { block_in_place(|| plan.apply(&mut self.datapath.maps)) };
         if let Err(error) = result {
             self.read_maps_again();
             return self.retry_later("policy in the kernel", &error);

@@ -35,7 +35,9 @@ pub(super) fn enforceable(snapshot: &Arc<Snapshot>, judges: &[Judge]) -> (Arc<Sn
     let mut concerned = Vec::new();
     let mut parts: Option<SnapshotParts> = None;
     for (index, endpoint) in snapshot.endpoints.iter().enumerate() {
-        let Some(ruleset) = snapshot.ruleset_of(endpoint).filter(|_| endpoint.node == snapshot.node) else { continue };
+        let Some(ruleset) = snapshot.ruleset_of(endpoint).filter(|_| endpoint.node == snapshot.node) else {
+            continue;
+        };
         if !judges_requests(ruleset) || judges.iter().all(|judge| judge.agrees(endpoint, ruleset)) {
             continue;
         }
@@ -97,8 +99,12 @@ mod tests {
                 ],
             },
         });
-        let policy =
-            PolicyObject { kind: PolicyKind::CiliumNetworkPolicy, namespace: "ns".into(), name: "p".into(), manifest };
+        let policy = PolicyObject {
+            kind: PolicyKind::CiliumNetworkPolicy,
+            namespace: "ns".into(),
+            name: "p".into(),
+            manifest,
+        };
         let world = World {
             this_node: "n".into(),
             pods: vec![pod("client", CLIENT), pod("server", SERVER)],
@@ -121,7 +127,10 @@ mod tests {
         for judges in [vec![Judge::Snapshot(Arc::clone(&old))], vec![Judge::Unknown, Judge::Nothing]] {
             let (enforceable, concerned) = enforceable(&new, &judges);
             assert_eq!(concerned, ["ns/server"]);
-            assert_eq!((verdict(&enforceable, 80), verdict(&enforceable, 81)), (Verdict::Denied, Verdict::Allowed));
+            assert_eq!(
+                (verdict(&enforceable, 80), verdict(&enforceable, 81)),
+                (Verdict::Denied, Verdict::Allowed)
+            );
         }
     }
 

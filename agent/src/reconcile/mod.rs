@@ -200,7 +200,8 @@ impl<S: Source> Reconciler<S> {
             self.compile();
         }
         if let Some(pending) = self.pending.take_if(|pending| {
-            now >= pending.deadline || self.proxies.values().all(|proxy| proxy.number >= pending.snapshot.number)
+            now >= pending.deadline
+                || self.proxies.values().all(|proxy| proxy.number >= pending.snapshot.number)
         }) {
             self.current = pending.snapshot;
             self.stale = true;

@@ -89,8 +89,7 @@ impl<S: Source> Reconciler<S> {
             self.slots = ack.slots;
             self.write_config();
         }
-        let state =
-            ProxyState { number: ack.number, pid: ack.pid, version: ack.version, error: ack.error };
+        let state = ProxyState { number: ack.number, pid: ack.pid, version: ack.version, error: ack.error };
         let judge = self.judge_of(ack.number);
         if self.proxies.insert(id, Proxy { number: ack.number, judge, state }).is_none() {
             tracing::info!(pid = ack.pid, number = ack.number, "a proxy is connected");

@@ -51,7 +51,8 @@ impl<S: Source> Reconciler<S> {
         let adopted = datapath.adopt()?;
         let (installed, origins) = Installed::read(&datapath.maps)?;
         tracing::info!(links = adopted.len(), "datapath loaded");
-        let in_kernel = datapath.maps.identities()?.into_iter().map(|(_, identity)| identity).max().unwrap_or(0);
+        let in_kernel =
+            datapath.maps.identities()?.into_iter().map(|(_, identity)| identity).max().unwrap_or(0);
         let (identities, problem) = StoredIdentities::open(&names::identities(config), in_kernel);
         start.extend(problem.map(|message| Problem { location: "identities".into(), message }));
         let last_judge = stored_judge(&names::proxy_snapshot(config));
@@ -106,7 +107,9 @@ impl<S: Source> Reconciler<S> {
         let Some(node) = records.nodes.get(&self.config.node_name) else {
             self.problems.retry = vec![Problem {
                 location: format!("Node {}", self.config.node_name),
-                message: "not in the source: add the object, or correct --node-name; until then nothing changes".into(),
+                message:
+                    "not in the source: add the object, or correct --node-name; until then nothing changes"
+                        .into(),
             }];
             return Ok(false);
         };
@@ -165,7 +168,8 @@ impl<S: Source> Reconciler<S> {
         let Some(network) = &self.network else { return Ok(()) };
         let Some(&range) = network.pod_ranges.first() else { return Ok(()) };
         let contents = self.journal.contents();
-        let mut used: Vec<IpAddr> = contents.allocations.values().map(|allocation| allocation.address).collect();
+        let mut used: Vec<IpAddr> =
+            contents.allocations.values().map(|allocation| allocation.address).collect();
         for address in network.routed_pods().await? {
             if !used.contains(&address) {
                 let location = format!("address {address}");
@@ -228,7 +232,8 @@ impl<S: Source> Reconciler<S> {
         }
         let own = records.pod_status.iter().filter(|(_, status)| status.node == self.config.node_name);
         for (pod, status) in own {
-            let is_used = |address: &IpAddr| allocations.values().any(|allocation| allocation.address == *address);
+            let is_used =
+                |address: &IpAddr| allocations.values().any(|allocation| allocation.address == *address);
             if !status.addresses.iter().any(is_used) {
                 self.publisher.announce(Announcement::PodGone(pod.clone(), status.addresses.clone()));
             }
@@ -253,7 +258,8 @@ impl<S: Source> Reconciler<S> {
         let (routes, peers) = peers::build(&self.config.node_name, records, &self.node_status, &mut problems);
         if let Err(error) = network.set_peers(&routes).await {
             tracing::error!(%error, "routes to the other nodes are not complete; they will be tried again");
-            problems.push(Problem { location: "routes to the other nodes".into(), message: error.to_string() });
+            problems
+                .push(Problem { location: "routes to the other nodes".into(), message: error.to_string() });
         }
         self.problems.peers = problems;
         let known = self.peer_sets.borrow().as_ref().is_some_and(|set| set.peers == peers);
@@ -270,7 +276,10 @@ impl<S: Source> Reconciler<S> {
 }
 
 fn start_problem(key: &AttachmentKey, error: &super::CniError) -> NodeError {
-    NodeError::Device { device: key.to_string(), problem: format!("it is gone but cannot be released: {error}") }
+    NodeError::Device {
+        device: key.to_string(),
+        problem: format!("it is gone but cannot be released: {error}"),
+    }
 }
 
 /// The snapshot that the proxy last stored: what a worker judges by that runs, or starts, without us.

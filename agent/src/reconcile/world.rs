@@ -129,7 +129,13 @@ mod tests {
     }
 
     fn pod(name: &str, node: &str, uid: &str) -> Pod {
-        Pod { namespace: "default".into(), name: name.into(), node: node.into(), uid: uid.into(), ..Pod::default() }
+        Pod {
+            namespace: "default".into(),
+            name: name.into(),
+            node: node.into(),
+            uid: uid.into(),
+            ..Pod::default()
+        }
     }
 
     fn placed(records: &Records, allocations: &[Allocation]) -> (Vec<(String, Vec<String>)>, usize) {
@@ -148,7 +154,10 @@ mod tests {
         let (pods, problems) = placed(&records, &[allocation("a", "10.1.0.2")]);
         assert_eq!(
             pods,
-            [("node-1".to_owned(), vec!["10.1.0.2".to_owned()]), ("node-2".to_owned(), vec!["10.2.0.5".to_owned()])]
+            [
+                ("node-1".to_owned(), vec!["10.1.0.2".to_owned()]),
+                ("node-2".to_owned(), vec!["10.2.0.5".to_owned()])
+            ]
         );
         assert_eq!(problems, 0);
     }
@@ -160,10 +169,18 @@ mod tests {
             assert_eq!(placed[0].1, [""; 0]);
             problems
         };
-        assert_eq!(nothing(&[pod("a", "", "")], &[("a", "10.1.0.5", "node-2", "")]), 1, "another node's range");
+        assert_eq!(
+            nothing(&[pod("a", "", "")], &[("a", "10.1.0.5", "node-2", "")]),
+            1,
+            "another node's range"
+        );
         assert_eq!(nothing(&[pod("a", "", "")], &[("a", "10.9.0.5", "node-9", "")]), 1, "no such node");
         assert_eq!(nothing(&[pod("a", "node-3", "")], &[("a", "10.2.0.5", "node-2", "")]), 0, "not its pod");
-        assert_eq!(nothing(&[pod("a", "", "new")], &[("a", "10.2.0.5", "node-2", "old")]), 0, "the pod before it");
+        assert_eq!(
+            nothing(&[pod("a", "", "new")], &[("a", "10.2.0.5", "node-2", "old")]),
+            0,
+            "the pod before it"
+        );
         assert_eq!(nothing(&[pod("a", "", "")], &[("a", "10.1.0.5", "node-1", "")]), 0, "gone from here");
     }
 

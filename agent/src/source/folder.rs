@@ -89,7 +89,10 @@ async fn wait_for_events(events: &mut Option<Events>, touched: &mut HashSet<OsSt
     loop {
         match next {
             Some(Ok(event)) => {
-                let lost = EventMask::IGNORED | EventMask::Q_OVERFLOW | EventMask::DELETE_SELF | EventMask::MOVE_SELF;
+                let lost = EventMask::IGNORED
+                    | EventMask::Q_OVERFLOW
+                    | EventMask::DELETE_SELF
+                    | EventMask::MOVE_SELF;
                 if event.mask.intersects(lost) {
                     return false;
                 }
@@ -167,8 +170,10 @@ impl FolderSource {
 
     fn withdraw(&self, name: &PodName, addresses: &[IpAddr]) -> Result<(), PublishError> {
         let path = self.folder.join(status::PODS).join(pod_file(name));
-        let announced = std::fs::read(&path).ok().and_then(|json| serde_json::from_slice::<PodStatus>(&json).ok());
-        if announced.is_some_and(|status| status.addresses.iter().any(|address| addresses.contains(address))) {
+        let announced =
+            std::fs::read(&path).ok().and_then(|json| serde_json::from_slice::<PodStatus>(&json).ok());
+        if announced.is_some_and(|status| status.addresses.iter().any(|address| addresses.contains(address)))
+        {
             host::file::remove(&path)?;
         }
         Ok(())

@@ -144,7 +144,9 @@ fn read_document(document: Value, index: usize, parsed: &mut Parsed) -> Result<(
     let location = format!("{} {}", head.kind, head.metadata.name);
     let failed = |why: String| format!("{location}: {why}");
     if !is_object_name(&head.metadata.name) || !is_object_name(&namespace) {
-        return Err(failed("metadata.name and metadata.namespace: no name that Kubernetes would take".to_owned()));
+        return Err(failed(
+            "metadata.name and metadata.namespace: no name that Kubernetes would take".to_owned(),
+        ));
     }
     if let Some(kind) = PolicyKind::from_name(&head.kind) {
         // Anything else about a policy is the engine's to judge: it knows how to deny safely.
@@ -268,14 +270,21 @@ spec: {}
     #[test]
     fn every_kind_is_read_and_unknown_ones_are_named() {
         let parsed = parse(ALL).unwrap();
-        let [Object::Node(node), Object::Namespace(name, labels), Object::Pod(pod_name, pod), Object::Policy(policy)] =
-            parsed.objects.as_slice()
+        let [
+            Object::Node(node),
+            Object::Namespace(name, labels),
+            Object::Pod(pod_name, pod),
+            Object::Policy(policy),
+        ] = parsed.objects.as_slice()
         else {
             panic!("{:?}", parsed.objects)
         };
         assert_eq!(node.addresses, ["172.31.1.2".parse::<IpAddr>().unwrap()]);
         assert_eq!(node.pod_ranges, ["10.1.0.0/16".parse::<IpNet>().unwrap()]);
-        assert_eq!((name.as_str(), labels["kubernetes.io/metadata.name"].as_str()), ("production", "production"));
+        assert_eq!(
+            (name.as_str(), labels["kubernetes.io/metadata.name"].as_str()),
+            ("production", "production")
+        );
         assert_eq!(pod_name.to_string(), "production/api");
         assert_eq!((pod.node.as_str(), pod.service_account.as_str()), ("node-1", "api"));
         let ports: Vec<_> = pod.named_ports.iter().map(|p| (p.name.as_str(), p.protocol, p.port)).collect();
@@ -301,7 +310,10 @@ spec: {}
             ("kind: Pod\nmetadata: {name: ../up}\nspec: {}\n", "metadata.name"),
             ("kind: Pod\nmetadata: {name: a}\n", "spec"),
             ("kind: Node\nmetadata: {name: a}\nspec: {podCIDR: nonsense}\n", "Node a"),
-            ("kind: Node\nmetadata: {name: a}\nspec: {}\nstatus: {addresses: [{type: InternalIP, address: x}]}\n", "no IP"),
+            (
+                "kind: Node\nmetadata: {name: a}\nspec: {}\nstatus: {addresses: [{type: InternalIP, address: x}]}\n",
+                "no IP",
+            ),
             ("just text", "document 1"),
             ("kind: Pod\nkind: Node\nmetadata: {name: a}\n", "uplicate"),
         ] {

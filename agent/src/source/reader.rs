@@ -75,7 +75,7 @@ impl Reader {
         if manifests.is_empty() {
             return Err("no *.yaml in it".to_owned());
         }
-        self.manifests.read(manifests, touched, |text| manifest::parse(text));
+        self.manifests.read(manifests, touched, manifest::parse);
         self.has_read = true;
         // Without these folders nobody has announced anything yet, or they are gone for a moment.
         if let Ok(nodes) = self.nodes.list() {
@@ -98,15 +98,16 @@ impl Reader {
             let Some(parsed) = &file.content else { continue };
             for object in &parsed.objects {
                 if let Some(twice) = insert(&mut records, object) {
-                    let message = format!("{twice} stands in another file (or twice in this one); the first counts");
+                    let message =
+                        format!("{twice} stands in another file (or twice in this one); the first counts");
                     problems.push(Problem { location: name.clone(), message });
                 }
             }
             let unknown = parsed.unknown.iter();
-            problems.extend(unknown.map(|(what, why)| Problem {
-                location: format!("{name}: {what}"),
-                message: why.clone(),
-            }));
+            problems.extend(
+                unknown
+                    .map(|(what, why)| Problem { location: format!("{name}: {what}"), message: why.clone() }),
+            );
         }
         for (file, status) in self.nodes.contents() {
             records.node_status.insert(stem(file, self.nodes.suffix).to_owned(), status.clone());
@@ -222,7 +223,8 @@ impl<T> Files<T> {
     fn errors(&self, problems: &mut Vec<Problem>) {
         for (name, file) in &self.files {
             let Some(why) = &file.error else { continue };
-            let kept = if file.content.is_some() { "the version before stays in force" } else { "it has no effect" };
+            let kept =
+                if file.content.is_some() { "the version before stays in force" } else { "it has no effect" };
             problems.push(Problem { location: name.clone(), message: format!("{why}; {kept}") });
         }
     }

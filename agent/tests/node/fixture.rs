@@ -1,4 +1,5 @@
 //! A node of one test: a network namespace with an uplink, a folder of manifests, and the real program.
+#![expect(clippy::unwrap_used, reason = "helpers of tests, which fail by panicking")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -7,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use api::agent::cni_client::CniClient;
 use api::agent::control_client::ControlClient;
-use api::agent::{AllocateRequest, AllocateResponse, AttachRequest, Attachment, ReleaseRequest, StatusResponse};
+use api::agent::{
+    AllocateRequest, AllocateResponse, AttachRequest, Attachment, ReleaseRequest, StatusResponse,
+};
 use host::netlink::{Link, Netlink, VethPair};
 use host::netns::NetNs;
 use tonic::transport::Channel;

@@ -30,8 +30,12 @@ async fn pods_survive_a_killed_agent_and_cleanup_leaves_nothing() {
     assert_eq!(node.allocate("one", "a").await.address, "10.1.0.2", "asked again");
     assert_eq!(flags(&node, address), Some(0));
     let announced = node.path("manifests/status/pods/default_a.json");
-    eventually("announced", || std::fs::read_to_string(&announced).is_ok_and(|text| text.contains("10.1.0.2"))).await;
-    let endpoints = node.control().endpoints(api::agent::EndpointsRequest {}).await.unwrap().into_inner().endpoints;
+    eventually("announced", || {
+        std::fs::read_to_string(&announced).is_ok_and(|text| text.contains("10.1.0.2"))
+    })
+    .await;
+    let endpoints =
+        node.control().endpoints(api::agent::EndpointsRequest {}).await.unwrap().into_inner().endpoints;
     let shown: Vec<_> = endpoints.iter().map(|e| (e.name.as_str(), e.local, e.addresses.len())).collect();
     assert_eq!(shown, [("a", true, 1), ("b", false, 0)]);
 
@@ -102,7 +106,8 @@ async fn what_is_gone_or_noted_is_released_at_the_start() {
 
     let status = node.start().await;
     assert_eq!(status.endpoints, 1, "{}", node.log());
-    let known: Vec<IpAddr> = node.maps().endpoints().unwrap().into_iter().map(|(address, _)| address).collect();
+    let known: Vec<IpAddr> =
+        node.maps().endpoints().unwrap().into_iter().map(|(address, _)| address).collect();
     assert_eq!(known, [stays], "not {gone} or {noted}");
     assert_eq!(std::fs::read_dir(&notes).unwrap().count(), 0);
 }

@@ -76,7 +76,11 @@ async fn rules_on_requests_wait_for_the_proxy_and_deny_without_it() {
     eventually("closed", || redirects(&node) == 0).await;
     let status = node.control().status(api::agent::StatusRequest {}).await.unwrap().into_inner();
     assert_eq!((status.snapshot_enforced, status.snapshot_proxy), (third, second));
-    assert!(status.problems.iter().any(|problem| problem.r#where == "Pod default/a"), "{:?}", status.problems);
+    assert!(
+        status.problems.iter().any(|problem| problem.r#where == "Pod default/a"),
+        "{:?}",
+        status.problems
+    );
     proxy.ack(third).await;
     eventually("redirected again", || redirects(&node) > 0).await;
 
@@ -106,13 +110,20 @@ async fn a_node_is_reachable_once_its_key_is_known() {
     assert!(!routes(&node).contains("10.2.0.0/16"));
 
     let (reports, receiver) = mpsc::channel(8);
-    reports.send(TunnelReport { public_key: vec![7; 32], listen_port: 51820, ..TunnelReport::default() }).await.unwrap();
+    reports
+        .send(TunnelReport { public_key: vec![7; 32], listen_port: 51820, ..TunnelReport::default() })
+        .await
+        .unwrap();
     let mut sets = node.tunnel().peers(ReceiverStream::new(receiver)).await.unwrap().into_inner();
     assert_eq!(sets.message().await.unwrap().unwrap().peers, []);
     let own = node.path("manifests/status/nodes/node-1.json");
-    eventually("own key", || std::fs::read_to_string(&own).is_ok_and(|text| text.contains("172.31.1.2:51820"))).await;
+    eventually("own key", || {
+        std::fs::read_to_string(&own).is_ok_and(|text| text.contains("172.31.1.2:51820"))
+    })
+    .await;
 
-    let other = std::fs::read_to_string(&own).unwrap().replace("172.31.1.2", "172.31.2.2").replace("10.1", "10.2");
+    let other =
+        std::fs::read_to_string(&own).unwrap().replace("172.31.1.2", "172.31.2.2").replace("10.1", "10.2");
     let path = node.path("manifests/status/nodes/node-2.json");
     host::file::write(&path, other.as_bytes(), 0o644).unwrap();
     let set = tokio::time::timeout(LIMIT, sets.message()).await.unwrap().unwrap().unwrap();
@@ -127,5 +138,9 @@ async fn a_node_is_reachable_once_its_key_is_known() {
     let manifest = std::fs::read_to_string(node.path("manifests/nodes.yaml")).unwrap();
     node.apply("nodes", manifest.split("---").next().unwrap());
     assert_eq!(tokio::time::timeout(LIMIT, sets.message()).await.unwrap().unwrap().unwrap().peers, []);
-    assert!(!routes(&node).contains("10.2.0.0/16") && !routes(&node).contains("172.31.2.2"), "{}", routes(&node));
+    assert!(
+        !routes(&node).contains("10.2.0.0/16") && !routes(&node).contains("172.31.2.2"),
+        "{}",
+        routes(&node)
+    );
 }
