@@ -1,5 +1,4 @@
 //! A node of one test: a network namespace with an uplink, a folder of manifests, and the real program.
-#![expect(clippy::unwrap_used, reason = "helpers of tests, which fail by panicking")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
