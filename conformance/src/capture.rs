@@ -35,13 +35,22 @@ impl Capture {
     ///
     /// # Errors
     /// If `tcpdump` does not begin to listen.
-    pub fn start(
-        in_namespace: impl FnOnce(&str) -> Command,
-        interface: &str,
-        file: &Path,
-    ) -> Result<Self> {
+    pub fn start(in_namespace: impl FnOnce(&str) -> Command, interface: &str, file: &Path) -> Result<Self> {
         let mut command = in_namespace("tcpdump");
-        command.args(["-i", interface, "-U", "-n", "-s", "0", "-B", "16384", "--immediate-mode", "-Z", "root", "-w"]);
+        command.args([
+            "-i",
+            interface,
+            "-U",
+            "-n",
+            "-s",
+            "0",
+            "-B",
+            "16384",
+            "--immediate-mode",
+            "-Z",
+            "root",
+            "-w",
+        ]);
         let child: Child =
             command.arg(file).stdin(Stdio::null()).stderr(Stdio::piped()).spawn().context("start tcpdump")?;
         let mut tcpdump = Background(child);
@@ -72,11 +81,13 @@ impl Frames {
     /// If it is none.
     pub fn read(file: &Path) -> Result<Self> {
         let bytes = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
-        let word = |at: usize| -> Option<u32> { Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?)) };
+        let word =
+            |at: usize| -> Option<u32> { Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?)) };
         ensure!(matches!(word(0), Some(0xa1b2_c3d4 | 0xa1b2_3c4d)), "{} is no capture", file.display());
         let (mut frames, mut at) = (Vec::new(), 24);
         while let Some(length) = word(at + 8) {
-            let frame = bytes.get(at + 16..at + 16 + length as usize).context("capture ends within a frame")?;
+            let frame =
+                bytes.get(at + 16..at + 16 + length as usize).context("capture ends within a frame")?;
             frames.push(frame.to_vec());
             at += 16 + length as usize;
         }
@@ -128,7 +139,8 @@ fn protocol(frame: &[u8]) -> &'static str {
                 1 => "ICMP",
                 6 => "TCP",
                 17 => {
-                    let port = |offset| u16::from_be_bytes([at(transport + offset), at(transport + offset + 1)]);
+                    let port =
+                        |offset| u16::from_be_bytes([at(transport + offset), at(transport + offset + 1)]);
                     if port(0) == WIREGUARD_PORT || port(2) == WIREGUARD_PORT { WIREGUARD } else { "UDP" }
                 }
                 _ => "other IPv4",

@@ -96,7 +96,9 @@ pub fn eventually<T>(limit: Duration, mut attempt: impl FnMut() -> Result<T>) ->
     loop {
         match attempt() {
             Ok(value) => return Ok(value),
-            Err(error) if started.elapsed() > limit => return Err(error.context(format!("not within {limit:?}"))),
+            Err(error) if started.elapsed() > limit => {
+                return Err(error.context(format!("not within {limit:?}")));
+            }
             Err(_) => std::thread::sleep(Duration::from_millis(50)),
         }
     }

@@ -39,14 +39,14 @@ pub type Decider = String;
 pub fn decider_of(lab: &str, from: &str, to: &str, client_port: u16, request: &Request) -> Result<Decider> {
     command::eventually(FLOW_LAG, || {
         let lines = mesh_ctl(lab, &["observe", "--from-pod", from, "--to-pod", to, "--last", "50"])?;
-        let flows = lines.iter().map(|line| &line["flow"]);
-        let of_this_request = flows.filter(|flow| {
+        let flows = lines.iter().rev().map(|line| &line["flow"]);
+        let mut of_this_request = flows.filter(|flow| {
             let tcp = &flow["l4"]["TCP"];
             let same_port = client_port == 0 || tcp["source_port"] == client_port;
             tcp["destination_port"] == request.port() && same_port
         });
         // A request that was judged has an L7 flow, later than the L3/L4 flow of its connection.
-        let deciding = of_this_request.filter(|flow| flow["verdict"] != "REDIRECTED").last();
+        let deciding = of_this_request.find(|flow| flow["verdict"] != "REDIRECTED");
         named_by(deciding.context("no flow event of this request")?)
     })
 }

@@ -54,7 +54,9 @@ impl std::fmt::Display for Request {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Http { method, path, content_type: None, .. } => write!(f, "{method} {path}"),
-            Self::Http { method, path, content_type: Some(kind), .. } => write!(f, "{method} {path} ({kind})"),
+            Self::Http { method, path, content_type: Some(kind), .. } => {
+                write!(f, "{method} {path} ({kind})")
+            }
             Self::Grpc { method } => write!(f, "gRPC {method}"),
         }
     }

@@ -1,5 +1,7 @@
 //! What a reviewer should never have to say: layers, file lengths, names, and that the pages name files that exist.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is how they fail")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,6 +1,8 @@
 //! Tests of whole clusters: the real programs in a lab, judged from outside. `README.md` beside this file says where a
 //! new test goes.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is how they fail")]
+
 mod fixture;
 
 mod connections;
