@@ -81,8 +81,8 @@ pub fn run_as_worker(config: &Config) -> anyhow::Result<()> {
         threads.push(thread.with_context(|| format!("the thread of slot {slot}"))?);
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let client = Arc::new(AgentClient::new(&config.agent_socket(), policies, Some(store), slots));
     runtime.block_on(async {
+        let client = Arc::new(AgentClient::new(&config.agent_socket(), policies, Some(store), slots));
         let snapshots = client.clone();
         tokio::spawn(async move { snapshots.follow_snapshots().await });
         tokio::spawn(async move { client.send_records(queue).await });
