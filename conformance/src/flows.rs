@@ -40,13 +40,17 @@ pub fn decider_of(lab: &str, from: &str, to: &str, client_port: u16, request: &R
     command::eventually(FLOW_LAG, || {
         let lines = mesh_ctl(lab, &["observe", "--from-pod", from, "--to-pod", to, "--last", "50"])?;
         let flows = lines.iter().rev().map(|line| &line["flow"]);
-        let mut of_this_request = flows.filter(|flow| {
+        let of_this_request = flows.filter(|flow| {
             let tcp = &flow["l4"]["TCP"];
             let same_port = client_port == 0 || tcp["source_port"] == client_port;
             tcp["destination_port"] == request.port() && same_port
         });
-        // A request that was judged has an L7 flow, later than the L3/L4 flow of its connection.
-        let deciding = of_this_request.find(|flow| flow["verdict"] != "REDIRECTED");
+        // A refusal decides; else the verdict on the request itself does, which an L7 flow tells.
+        let of_this_request: Vec<_> = of_this_request.collect();
+        let deciding = of_this_request
+            .iter()
+            .find(|flow| flow["verdict"] == "DROPPED")
+            .or_else(|| of_this_request.iter().find(|flow| flow["Type"] == "L7"));
         named_by(deciding.context("no flow event of this request")?)
     })
 }
