@@ -155,10 +155,14 @@ fn policy(policy: &Policy) -> String {
     format!("{}{rule}{kind}", policy.name)
 }
 
+/// What the agent says of it, else what can be said of a request.
 fn summary(flow: &Flow) -> String {
     let Some(Layer7 { record: Some(layer7::Record::Http(http)), latency_ns, r#type }) = &flow.l7 else {
         return flow.summary.clone();
     };
+    if !flow.summary.is_empty() {
+        return flow.summary.clone();
+    }
     let request = format!("{} {}", http.method, http.url);
     let answered = http.code != 0 && *r#type != i32::from(api::flow::L7FlowType::Request);
     match answered {

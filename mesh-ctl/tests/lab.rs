@@ -1,5 +1,5 @@
-//! A lab is made and taken away without a trace, whatever happens in between. The programs of its nodes are not needed here, or
-//! stand-ins that only sleep; with the real ones `conformance/` runs labs.
+//! A lab is made and taken away without a trace, whatever happens in between. Mostly with no programs on its nodes, or with
+//! stand-ins that only sleep; what the real ones do in a lab is tested in `conformance/`.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up must fail")]
 
@@ -181,6 +181,103 @@ fn a_lab_whose_starter_is_killed_removes_itself() {
     up.kill().unwrap();
     up.wait().unwrap();
     before.assert_same();
+}
+
+/// The folder of the example's manifests.
+const SHOP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/shop");
+
+/// Whether all programs are built beside `mesh-ctl`; if not, says which is not.
+fn programs_are_built() -> bool {
+    let folder = Path::new(MESH_CTL).parent().unwrap();
+    let missing = |program: &&str| !folder.join(program).exists();
+    let missing =
+        ["mesh-agent", "mesh-wireguard", "mesh-proxy", "mesh-cni", "shop"].into_iter().find(missing);
+    if let Some(program) = missing {
+        assert!(
+            std::env::var_os("MESH_REQUIRE_ALL").is_none_or(|value| value != "1"),
+            "{program} is not built"
+        );
+        println!("skipped: {program} is not built");
+    }
+    missing.is_none()
+}
+
+/// Runs `mesh-ctl lab VERB --name NAME ...`; fails unless that succeeds.
+fn mesh_ctl_lab(verb: &str, name: &str, arguments: &[&str]) -> String {
+    let output = Command::new(MESH_CTL).args(["lab", verb, "--name", name]).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{verb} {arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+const LATE_POD: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: late, namespace: production, labels: {app: frontend}}
+spec:
+  nodeName: node-1
+  containers: [{name: late, image: any, command: [sh, -c, 'echo began; exec sleep 600']}]
+";
+
+#[test]
+fn the_real_programs_and_pods_come_and_go_without_a_trace() {
+    if !can_run() || !programs_are_built() {
+        return;
+    }
+    let (name, folder) = (name("whole"), tempfile::tempdir().unwrap());
+    let before = Trace::of(&name);
+    mesh_ctl_lab("up", &name, &["--manifests", SHOP]);
+    let lab = Lab::open(&name).unwrap();
+    let mut inside = trace::processes_in("/run/netns", &name);
+    // Two nodes with an agent, and two masters and workers each; four servers.
+    assert!(inside.len() >= 2 * 5 + 4, "{inside:?}");
+
+    let late = folder.path().join("late.yaml");
+    std::fs::write(&late, LATE_POD).unwrap();
+    let late = late.to_str().unwrap();
+    mesh_ctl_lab("apply", &name, &["-f", late]);
+    let links = mesh_ctl_lab("node-exec", &name, &["node-1", "--", "ip", "-o", "link"]);
+    let veth = lab.pod_host_interface("production", "late").unwrap();
+    assert!(links.contains(&veth), "{links}");
+    let address = lab.pod_address("production", "late").unwrap().to_string();
+    assert!(mesh_ctl_lab("exec", &name, &["production/late", "--", "ip", "-o", "addr"]).contains(&address));
+    let log = lab.pod_log("production", "late");
+    eventually("the pod's process writes", || {
+        std::fs::read_to_string(&log).unwrap_or_default().contains("began")
+    });
+
+    mesh_ctl_lab("delete", &name, &["-f", late]);
+    let links = mesh_ctl_lab("node-exec", &name, &["node-1", "--", "ip", "-o", "link"]);
+    assert!(!links.contains(&veth), "DEL left the link: {links}");
+    assert!(!lab.folder().pod_namespace("production", "late").exists());
+
+    inside.extend(trace::processes_in("/run/netns", &name));
+    mesh_ctl_lab("down", &name, &[]);
+    inside.retain(|pid| trace::still_runs(pid));
+    assert!(inside.is_empty(), "processes left: {inside:?}");
+    before.assert_same();
+}
+
+#[test]
+fn a_program_that_ends_is_started_again_and_one_that_is_upgraded_hands_over() {
+    if !can_run() || !programs_are_built() {
+        return;
+    }
+    let lab = Lab::up(LabOptions { name: name("keep"), ..LabOptions::default() }).unwrap();
+    let agent = lab.program_pid("node-1", "mesh-agent").unwrap();
+    assert!(Command::new("kill").args(["-KILL", &agent.to_string()]).status().unwrap().success());
+    eventually("the agent is back", || lab.program_pid("node-1", "mesh-agent").is_ok_and(|pid| pid != agent));
+    lab.wait_until_ready(Duration::from_secs(20)).unwrap();
+    for program in ["mesh-proxy", "mesh-wireguard"] {
+        let (master, worker) =
+            (lab.program_pid("node-2", program).unwrap(), lab.worker_pid("node-2", program).unwrap());
+        lab.upgrade("node-2", program).unwrap();
+        assert_ne!(lab.program_pid("node-2", program).unwrap(), master);
+        assert_ne!(lab.worker_pid("node-2", program).unwrap(), worker);
+    }
+    assert!(lab.upgrade("node-2", "mesh-agent").is_err(), "the agent has nothing to hand over");
+    assert!(lab.upgrade("node-2", "no-such-program").is_err());
+    lab.wait_until_ready(Duration::from_secs(20)).unwrap();
+    lab.down().unwrap();
 }
 
 #[test]

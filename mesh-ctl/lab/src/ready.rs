@@ -73,9 +73,9 @@ async fn check(lab: &Folder, programs: &[Program]) -> Result<Option<String>, Lab
     if programs.contains(&Program::Agent) {
         for node in nodes.keys() {
             let socket = lab.run(node).join("agent.sock");
-            let missing = ask(&socket, programs, nodes.len(), &wanted).await;
-            if let Some(missing) = missing {
-                return Ok(Some(format!("{node}: {missing}")));
+            if let Some((blamed, missing)) = ask(&socket, programs, nodes.len(), &wanted).await {
+                let tail = tail(&lab.program_log(node, blamed.name()));
+                return Ok(Some(format!("{node}: {missing}{tail}")));
             }
         }
     } else {
@@ -103,42 +103,50 @@ fn tail(log: &Path) -> String {
     lines.iter().map(|line| format!("\n    {line}")).collect()
 }
 
-/// What an agent says is missing.
-async fn ask(socket: &Path, programs: &[Program], nodes: usize, pods: &[PodSpec]) -> Option<String> {
+/// What an agent says is missing, and whose log may say why.
+async fn ask(
+    socket: &Path,
+    programs: &[Program],
+    nodes: usize,
+    pods: &[PodSpec],
+) -> Option<(Program, String)> {
+    let of_agent = |missing: String| Some((Program::Agent, format!("mesh-agent {missing}")));
     let mut agent = ControlClient::new(api::connect::channel(socket));
     let answer = tokio::time::timeout(ANSWER_LIMIT, agent.status(StatusRequest {})).await;
     let status = match answer {
         Ok(Ok(status)) => status.into_inner(),
-        Ok(Err(error)) => return Some(format!("mesh-agent does not answer: {}", error.message())),
-        Err(_) => return Some(format!("mesh-agent does not answer within {ANSWER_LIMIT:?}")),
+        Ok(Err(error)) => return of_agent(format!("does not answer: {}", error.message())),
+        Err(_) => return of_agent(format!("does not answer within {ANSWER_LIMIT:?}")),
     };
     if let Some(missing) = status_lacks(&status, programs, nodes) {
         return Some(missing);
     }
     let answer = tokio::time::timeout(ANSWER_LIMIT, agent.endpoints(EndpointsRequest {})).await;
-    let Ok(Ok(endpoints)) = answer else { return Some("mesh-agent does not list its endpoints".to_owned()) };
+    let Ok(Ok(endpoints)) = answer else { return of_agent("does not list its endpoints".to_owned()) };
     let endpoints = endpoints.into_inner().endpoints;
-    let unknown = pods.iter().filter(|pod| !pod.host_network).find(|pod| {
-        let is_it = |endpoint: &&api::agent::Endpoint| {
-            endpoint.namespace == pod.namespace && endpoint.name == pod.name
-        };
-        endpoints.iter().find(is_it).is_none_or(|endpoint| endpoint.addresses.is_empty())
-    });
-    unknown.map(|pod| format!("mesh-agent does not know the address of pod {}/{}", pod.namespace, pod.name))
+    let is_known = |pod: &PodSpec| {
+        let mut found =
+            endpoints.iter().filter(|found| found.namespace == pod.namespace && found.name == pod.name);
+        found.any(|found| !found.addresses.is_empty())
+    };
+    let unknown = pods.iter().find(|pod| !pod.host_network && !is_known(pod))?;
+    of_agent(format!("does not know the address of pod {}/{}", unknown.namespace, unknown.name))
 }
 
-fn status_lacks(status: &StatusResponse, programs: &[Program], nodes: usize) -> Option<String> {
+fn status_lacks(status: &StatusResponse, programs: &[Program], nodes: usize) -> Option<(Program, String)> {
     let number = status.snapshot;
     if number == 0 || status.snapshot_enforced != number {
         let enforced = status.snapshot_enforced;
-        return Some(format!("policy snapshot {number} is not enforced yet (in the kernel: {enforced})"));
+        let missing = format!("policy snapshot {number} is not enforced yet (in the kernel: {enforced})");
+        return Some((Program::Agent, missing));
     }
     if programs.contains(&Program::Proxy) && status.snapshot_proxy != number {
-        return Some(format!("mesh-proxy has snapshot {}, not {number}", status.snapshot_proxy));
+        let missing = format!("mesh-proxy has policy snapshot {}, not {number}", status.snapshot_proxy);
+        return Some((Program::Proxy, missing));
     }
     let shaken = status.peers.iter().filter(|peer| peer.last_handshake_ms.is_some()).count();
     if programs.contains(&Program::Wireguard) && shaken + 1 < nodes {
-        return Some(format!("tunnels to {shaken} of {} other nodes", nodes - 1));
+        return Some((Program::Wireguard, format!("tunnels to {shaken} of {} other nodes", nodes - 1)));
     }
     None
 }

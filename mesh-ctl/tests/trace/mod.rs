@@ -1,6 +1,7 @@
 //! Everything that a lab could leave behind, found without the lab's own code.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -93,4 +94,26 @@ fn processes(lab: &str) -> BTreeSet<String> {
         command.contains(lab).then(|| format!("process {pid} {command}"))
     })
     .collect()
+}
+
+/// Pid and start of all processes in the namespaces in `folder` whose names begin with `lab`.
+pub(crate) fn processes_in(folder: &str, lab: &str) -> BTreeSet<String> {
+    let number = |path: String| std::fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()));
+    let namespaces = names(folder).filter(|name| name.starts_with(lab));
+    let namespaces: BTreeSet<_> = namespaces.filter_map(|name| number(format!("{folder}/{name}"))).collect();
+    let inside =
+        |pid: &String| number(format!("/proc/{pid}/ns/net")).is_some_and(|id| namespaces.contains(&id));
+    let pids = names("/proc").filter(|name| name.parse::<u32>().is_ok());
+    pids.filter(inside).filter_map(|pid| Some(format!("{pid} {}", start_of(&pid)?))).collect()
+}
+
+/// Whether a process of [`processes_in`] still runs.
+pub(crate) fn still_runs(process: &str) -> bool {
+    process.split_once(' ').is_some_and(|(pid, start)| start_of(pid).is_some_and(|now| now == start))
+}
+
+/// Field 22 of `/proc/PID/stat`; the second one, the program's name, may have spaces in it.
+fn start_of(pid: &str) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19).map(str::to_owned)
 }
