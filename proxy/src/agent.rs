@@ -34,7 +34,7 @@ pub struct AgentClient {
 }
 
 impl AgentClient {
-    /// Talks to the agent on `socket`. Snapshots are kept in `store`, if there is one.
+    /// Talks to the agent on `socket`; within a runtime. Snapshots are kept in `store`, if there is one.
     pub fn new(socket: &Path, policies: Arc<Policies>, store: Option<SnapshotStore>, slots: u32) -> Self {
         Self { channel: api::connect::channel(socket), policies, store, slots }
     }

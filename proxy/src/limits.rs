@@ -10,8 +10,8 @@ pub const LISTEN_BACKLOG: i32 = 4096;
 /// full. One more is reset at once, which its client sees; waiting in the queue would look like a dead server.
 pub const CONNECTIONS_PER_THREAD: usize = 20_000;
 
-/// Descriptors a worker may need: two for a connection of every thread of a 16-core machine, and a few.
-pub const DESCRIPTORS: u64 = 2 * 16 * CONNECTIONS_PER_THREAD as u64 + 1024;
+/// Descriptors of a worker that are not for connections: listeners, runtimes, files, the agent.
+pub const OTHER_DESCRIPTORS: u64 = 1024;
 
 /// Bytes of a request or response head. Envoy's default is 60 KiB, nginx's 4 x 8 KiB.
 pub const HEAD_BYTES: usize = 64 * 1024;

@@ -1,5 +1,7 @@
 //! `mesh-proxy`: the master, or its worker if it was started by one.
 
+use std::io::IsTerminal;
+
 use anyhow::Context;
 use clap::Parser;
 use host::master::WorkerSide;
@@ -17,7 +19,8 @@ fn main() -> anyhow::Result<()> {
         return Ok(());
     }
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
     if WorkerSide::is_worker() {
         process::run_as_worker(&config)
     } else {

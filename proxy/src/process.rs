@@ -27,7 +27,7 @@ use crate::{listener, slot};
 /// # Errors
 /// It could not start.
 pub fn run_as_master(config: &Config, worker_args: Vec<OsString>) -> anyhow::Result<()> {
-    raise_descriptor_limit()?;
+    raise_descriptor_limit(config.threads)?;
     let store = config.store_dir();
     fs::create_dir_all(&store).with_context(|| format!("cannot make {}", store.display()))?;
     fs::create_dir_all(&config.run_dir)
@@ -64,7 +64,9 @@ pub fn run_as_worker(config: &Config) -> anyhow::Result<()> {
     let policies = Arc::new(Policies::default());
     let store = SnapshotStore::new(&config.store_dir());
     load_last_snapshot(&store, &policies);
-    let common = Common { policies: policies.clone(), records, counters: counters.clone(), timeouts };
+    let connections = connections_per_thread(slots)?;
+    let common =
+        Common { policies: policies.clone(), records, counters: counters.clone(), timeouts, connections };
     let (retire, retired) = watch::channel(false);
     let mut threads = Vec::new();
     for (slot, listener) in listeners.into_iter().enumerate() {
@@ -135,17 +137,30 @@ async fn master_gone(side: &mut WorkerSide) {
 /// Time for the last records to reach the agent.
 const LAST_RECORDS: std::time::Duration = std::time::Duration::from_millis(200);
 
-fn raise_descriptor_limit() -> anyhow::Result<()> {
+/// Two for each connection, and some.
+fn descriptors_for(connections: usize) -> u64 {
+    2 * connections as u64 + limits::OTHER_DESCRIPTORS
+}
+
+/// The worker inherits the limit. Above the hard one only with CAP_SYS_RESOURCE; without it, as far as it goes.
+fn raise_descriptor_limit(threads: u32) -> anyhow::Result<()> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    if soft >= limits::DESCRIPTORS {
-        return Ok(());
-    }
-    // Above the hard limit only with CAP_SYS_RESOURCE; without it, as far as it goes.
-    let wanted = limits::DESCRIPTORS;
-    if setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted.max(hard)).is_err() {
-        let reachable = wanted.min(hard);
-        setrlimit(Resource::RLIMIT_NOFILE, reachable, hard)?;
-        tracing::warn!(reachable, wanted, "fewer descriptors than a full proxy needs");
+    let wanted = descriptors_for(threads as usize * limits::CONNECTIONS_PER_THREAD);
+    if soft < wanted && setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted.max(hard)).is_err() {
+        setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard)?;
     }
     Ok(())
+}
+
+/// As many as the descriptors suffice for: a connection that is accepted must get its upstream.
+fn connections_per_thread(threads: u32) -> anyhow::Result<usize> {
+    let (descriptors, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let most = threads as usize * limits::CONNECTIONS_PER_THREAD;
+    if descriptors >= descriptors_for(most) {
+        return Ok(limits::CONNECTIONS_PER_THREAD);
+    }
+    let pairs = descriptors.saturating_sub(limits::OTHER_DESCRIPTORS) / 2 / u64::from(threads.max(1));
+    let connections = usize::try_from(pairs)?.max(1);
+    tracing::warn!(descriptors, connections, "the limit of open files bounds the connections of a thread");
+    Ok(connections)
 }

@@ -96,7 +96,7 @@ impl<C: Connect> Slot<C> {
         };
         counters.accepted.add();
         let Ok(local) = stream.local_addr() else { return };
-        if self.thread.connections() >= limits::CONNECTIONS_PER_THREAD {
+        if self.thread.connections() >= self.thread.common.connections {
             counters.connections_over_limit.add();
             // Reset, so that the client knows at once.
             let _ = socket2::SockRef::from(&stream).set_linger(Some(std::time::Duration::ZERO));

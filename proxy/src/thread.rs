@@ -28,6 +28,8 @@ pub struct Common {
     pub counters: Arc<Counters>,
     /// How long things may take.
     pub timeouts: Timeouts,
+    /// How many connections one thread serves at a time; at most [`crate::limits::CONNECTIONS_PER_THREAD`].
+    pub connections: usize,
 }
 
 /// One worker thread: its connections, and one clock and one timer for all of them.

@@ -170,3 +170,26 @@ fn a_drain_ends_at_its_limit() {
     busy.expect_reset();
     assert_eq!(rig.counters.drain_limit.get(), 2);
 }
+
+#[test]
+fn one_connection_too_many_is_reset_at_once_and_a_free_place_is_used() {
+    let origin = Origin::polite();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut rig = Rig::bounded(listener, origin.address, 8080, quick(), 2);
+    rig.apply(1, Some(common::shop_policy()));
+    let (mut first, mut second) = (rig.client(FRONTEND), rig.client(FRONTEND));
+    first.send(GET).expect(OK);
+    second.send(GET).expect(OK);
+    rig.client(FRONTEND).expect_reset();
+    assert_eq!(rig.counters.connections_over_limit.get(), 1);
+    first.end().expect_clean_end();
+    let deadline = Instant::now() + common::PATIENCE;
+    loop {
+        let mut third = rig.client(FRONTEND);
+        let _ = std::io::Write::write_all(&mut third.0, GET.as_bytes());
+        if common::read_head(&mut third.0).is_ok() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "the place is never free again");
+    }
+}

@@ -81,6 +81,16 @@ impl Rig {
     }
 
     pub(crate) fn on(listener: TcpListener, server: SocketAddr, port: u16, timeouts: Timeouts) -> Self {
+        Self::bounded(listener, server, port, timeouts, proxy::limits::CONNECTIONS_PER_THREAD)
+    }
+
+    pub(crate) fn bounded(
+        listener: TcpListener,
+        server: SocketAddr,
+        port: u16,
+        timeouts: Timeouts,
+        connections: usize,
+    ) -> Self {
         let counters = Arc::new(Counters::default());
         let (sink, mut queue) = RecordSink::new(counters.clone());
         let (sender, records) = mpsc::channel();
@@ -92,8 +102,13 @@ impl Rig {
             }
         });
         let policies = Arc::new(Policies::default());
-        let common =
-            Common { policies: policies.clone(), records: sink, counters: counters.clone(), timeouts };
+        let common = Common {
+            policies: policies.clone(),
+            records: sink,
+            counters: counters.clone(),
+            timeouts,
+            connections,
+        };
         let (retire, retired) = watch::channel(false);
         let sources = Arc::new(Mutex::new(Vec::new()));
         let connector = Loopback { server, sources: sources.clone() };
@@ -141,6 +156,16 @@ impl Rig {
 }
 
 pub(crate) fn snapshot(number: u64, policy: Option<Value>, identities: &mut Identities) -> Snapshot {
+    snapshot_with(FRONTEND, number, policy, identities)
+}
+
+/// With the frontend at another address.
+pub(crate) fn snapshot_with(
+    frontend: Ipv4Addr,
+    number: u64,
+    policy: Option<Value>,
+    identities: &mut Identities,
+) -> Snapshot {
     let labels = |app: &str| Labels::from([("app".to_owned(), app.to_owned())]);
     let pod = |name: &str, address: Ipv4Addr| Pod {
         namespace: "production".to_owned(),
@@ -159,7 +184,7 @@ pub(crate) fn snapshot(number: u64, policy: Option<Value>, identities: &mut Iden
         this_node: "node-1".to_owned(),
         pod_networks: vec!["10.0.0.0/8".parse().unwrap()],
         pods: vec![
-            pod("frontend", FRONTEND),
+            pod("frontend", frontend),
             pod("grpc-client", GRPC_CLIENT),
             pod("intruder", OTHER),
             pod("api-server", SERVER),
@@ -310,7 +335,10 @@ pub(crate) struct Origin {
 
 impl Origin {
     pub(crate) fn new(handler: impl Fn(Peer) + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::on(TcpListener::bind("127.0.0.1:0").unwrap(), handler)
+    }
+
+    pub(crate) fn on(listener: TcpListener, handler: impl Fn(Peer) + Send + Sync + 'static) -> Self {
         let address = listener.local_addr().unwrap();
         let (connections, seen) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Vec::new())));
         let (handler, count, bytes) = (Arc::new(handler), connections.clone(), seen.clone());
@@ -365,7 +393,8 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    fn note(&self, bytes: &[u8]) {
+    /// Adds to what the server has seen.
+    pub(crate) fn note(&self, bytes: &[u8]) {
         self.seen.lock().unwrap().extend_from_slice(bytes);
     }
 
