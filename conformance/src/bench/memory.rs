@@ -10,6 +10,7 @@ use lab::Lab;
 
 use super::figures::Table;
 use super::place::Relay;
+use super::relay::BUFFER_BYTES;
 use super::usage::{self, Memory};
 use super::{NODE, PROXY};
 use crate::shop;
@@ -72,7 +73,8 @@ pub fn per_connection(lab: &Lab) -> Result<Table> {
     table.row(["mesh-proxy worker".to_owned(), format!("{:.1}", added(lab, worker)?)]);
     ensure!(lab.worker_pid(NODE, PROXY)? == worker, "the proxy's worker died under the connections");
     let relay = Relay::start(lab)?;
-    table.row(["bare TCP relay in its place".to_owned(), format!("{:.1}", added(lab, relay.pid())?)]);
+    let name = format!("bare TCP relay in its place, two buffers of {} KiB", BUFFER_BYTES / 1024);
+    table.row([name, format!("{:.1}", added(lab, relay.pid())?)]);
     relay.stop()?;
     Ok(table)
 }

@@ -17,7 +17,7 @@ pub const READY: &str = "ready";
 /// Queue of connections not accepted yet; the kernel's own limit by default.
 const BACKLOG: i32 = 4096;
 /// Bytes that are copied at once, each way.
-const BUFFER_BYTES: usize = 16 * 1024;
+pub(super) const BUFFER_BYTES: usize = 16 * 1024;
 
 /// Takes the place of the proxy whose master listens on `handover`, in the listener slots of `pin_dir`, until standard
 /// input ends; then gives it back.
@@ -102,7 +102,9 @@ async fn relay(mut client: TcpStream, address: SocketAddr) -> io::Result<()> {
     match tokio::io::copy_bidirectional_with_sizes(&mut client, &mut server, BUFFER_BYTES, BUFFER_BYTES).await
     {
         // How load generators end.
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
+        Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) => {
+            Ok(())
+        }
         other => other.map(drop),
     }
 }
