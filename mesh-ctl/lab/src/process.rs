@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 
 /// How long a killed process may take to be gone. The kernel frees sockets and maps first.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// How long a process that was asked to end may take: longer than the supervisor needs to kill and reap what runs in its lab.
+const END_LIMIT: Duration = Duration::from_secs(5);
 /// How often that is looked at.
 const POLL: Duration = Duration::from_millis(5);
 /// A process that was about to enter a namespace when it was emptied is found this much later.
@@ -41,6 +43,18 @@ impl ProcessId {
     /// Whether it still runs (a zombie does not).
     pub fn is_alive(self) -> bool {
         Self::of(self.pid) == Some(self)
+    }
+
+    /// Asks it to end with SIGTERM and waits; kills it if it does not. Returns whether it is gone.
+    pub fn end(self) -> bool {
+        let started = Instant::now();
+        if self.is_alive() {
+            signal(self.pid, Signal::SIGTERM);
+        }
+        while self.is_alive() && started.elapsed() < END_LIMIT {
+            std::thread::sleep(POLL);
+        }
+        self.kill()
     }
 
     /// Kills it with SIGKILL and waits. Returns whether it is gone.
@@ -127,6 +141,10 @@ impl Namespaces {
     }
 }
 
+/// Held by tests that have children, since one of them reaps all it finds.
+#[cfg(test)]
+pub(crate) static CHILDREN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
 #[cfg(test)]
 mod tests {
     use std::process::Command;
@@ -135,6 +153,7 @@ mod tests {
 
     #[test]
     fn a_process_is_alive_until_killed_and_never_mistaken() {
+        let _children = CHILDREN.lock().unwrap();
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         let id = ProcessId::of(child.id()).unwrap();
         assert!(id.is_alive());

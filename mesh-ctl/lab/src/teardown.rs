@@ -20,7 +20,7 @@ pub(crate) fn remove(lab: &Folder) -> Result<(), LabError> {
     let mut remains = Vec::new();
     if let Ok(Some(supervisor)) = record::read::<ProcessId>(&lab.supervisor())
         && supervisor.pid != std::process::id()
-        && !supervisor.kill()
+        && !supervisor.end()
     {
         remains.push(format!("its supervisor, process {}", supervisor.pid));
     }
@@ -43,6 +43,11 @@ pub(crate) fn remove(lab: &Folder) -> Result<(), LabError> {
         let _ = std::fs::remove_dir(root);
     }
     Ok(())
+}
+
+/// Kills everything that runs in the lab's namespaces. Returns the pids of what would not go.
+pub(crate) fn kill_processes(lab: &Folder) -> Vec<u32> {
+    Namespaces::at(&namespaces(lab)).kill_all()
 }
 
 /// Files of all namespaces that the records name.

@@ -7,6 +7,7 @@ mod node;
 mod plugin;
 mod pod;
 mod program;
+mod reap;
 
 pub(crate) use node::NodeRecord;
 
@@ -28,8 +29,11 @@ use crate::{record, store, teardown};
 /// How often the folder is looked at. A look costs some tens of microseconds.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Runs until SIGTERM, which leaves everything for `down` to remove; or until the lab's owner is gone, and then removes it.
-/// Makes the calling process the leader of a session of its own.
+/// How often, in looks, orphans are reaped.
+const LOOKS_PER_REAP: u32 = 20;
+
+/// Runs until SIGTERM, ends all processes then and leaves the rest for `down` to remove; or until the lab's owner is gone, and
+/// then removes it all. Makes the calling process the leader of a session of its own.
 ///
 /// # Errors
 /// If the lab is not there.
@@ -38,10 +42,13 @@ pub fn supervise(name: &str) -> Result<(), LabError> {
     let record: LabRecord = record::read(&lab.record())?.ok_or_else(|| LabError::NoLab(name.to_owned()))?;
     // Refused only to the leader of a group, which is then as far from its starter's terminal as is needed.
     let _ = nix::unistd::setsid();
+    reap::adopt_orphans();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(LabError::io("start a runtime for", lab.path()))?;
     let orphaned = runtime.block_on(Supervisor::new(lab.clone(), record).run())?;
     drop(runtime);
+    teardown::kill_processes(&lab);
+    reap::reap_all();
     if orphaned {
         tracing::warn!("the lab's owner is gone: removing the lab");
         teardown::remove(&lab)?;
@@ -94,7 +101,8 @@ impl Supervisor {
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let local = tokio::task::LocalSet::new();
         let work = async {
-            loop {
+            let mut reaper = reap::Reaper::default();
+            for number in 1u32.. {
                 tokio::select! {
                     _ = terminate.recv() => return false,
                     _ = look.tick() => {}
@@ -102,11 +110,15 @@ impl Supervisor {
                 if self.is_orphaned() {
                     return true;
                 }
+                if number.is_multiple_of(LOOKS_PER_REAP) {
+                    reaper.look();
+                }
                 if let Err(error) = self.reconcile() {
                     // Whatever is wrong with the folder, what runs goes on.
                     tracing::error!(%error, "cannot follow the manifests");
                 }
             }
+            false
         };
         Ok(local.run_until(work).await)
     }
