@@ -7,6 +7,7 @@ pub mod flows;
 pub mod identities;
 pub mod ipam;
 pub mod journal;
+pub mod known_nodes;
 pub mod names;
 pub mod node;
 pub mod numbers;

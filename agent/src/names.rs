@@ -44,6 +44,11 @@ pub fn numbers(config: &Config) -> PathBuf {
     config.state_dir.join("numbers.json")
 }
 
+/// Keys of the other nodes.
+pub fn known_nodes(config: &Config) -> PathBuf {
+    config.state_dir.join("nodes.json")
+}
+
 /// Held by the one agent of the state folder.
 pub fn lock(config: &Config) -> PathBuf {
     config.state_dir.join("agent.lock")

@@ -42,7 +42,7 @@ impl api::agent::control_server::Control for Service {
             }
         };
         let of_tunnel = view.tunnel.iter().flat_map(|tunnel| &tunnel.counters);
-        let of_tunnel = of_tunnel.map(|counter| (format!("tunnel_{}", counter.name), counter.value));
+        let of_tunnel = of_tunnel.map(|counter| (counter.name.clone(), counter.value));
         let counters = counters.into_iter().chain(of_tunnel).filter(|(_, value)| *value > 0);
         Ok(Response::new(StatusResponse {
             node: self.0.config.node_name.clone(),

@@ -10,7 +10,7 @@ use api::flow::{
 };
 use datapath::lower::Origins;
 use layout::{Event, Reason, direction, event_kind};
-use policy::{Direction, Protocol, Snapshot};
+use policy::{Direction, Peers, Ports, Protocol, Snapshot};
 
 use super::convert;
 
@@ -18,6 +18,13 @@ use super::convert;
 const EVENT_DROP: i32 = 1;
 /// Hubble's number of a policy verdict.
 const EVENT_POLICY_VERDICT: i32 = 5;
+
+/// Cilium's numbers for what a rule looks at.
+const MATCH_NONE: u32 = 0;
+const MATCH_L3_ONLY: u32 = 1;
+const MATCH_L3_L4: u32 = 2;
+const MATCH_L4_ONLY: u32 = 3;
+const MATCH_ALL: u32 = 4;
 
 /// What the monotonic clock of events says in wall time.
 pub(super) struct Clock {
@@ -79,6 +86,7 @@ pub(super) fn flow(
             sub_type: reason.map_or(0, |reason| reason as i32),
         }),
         traffic_direction: traffic_direction(event).into(),
+        policy_match_type: if by_policy { match_type(snapshot, origins, event) } else { MATCH_NONE },
         drop_reason_desc: reason.map_or(DropReason::Unknown, drop_reason).into(),
         is_reply: by_policy.then_some(false),
         summary: summary(event, reason),
@@ -115,6 +123,35 @@ fn traffic_direction(event: &Event) -> TrafficDirection {
         (_, Event::NOT_JUDGED) if event.egress_origin == Event::NOT_JUDGED => TrafficDirection::Unknown,
         (_, Event::NOT_JUDGED) => TrafficDirection::Egress,
         _ => TrafficDirection::Ingress,
+    }
+}
+
+/// What the rule that decided looks at, in Cilium's numbers.
+fn match_type(snapshot: &Snapshot, origins: &Origins, event: &Event) -> u32 {
+    let (direction, own, peer, origin) = match traffic_direction(event) {
+        TrafficDirection::Ingress => {
+            (Direction::Ingress, event.destination, event.source_identity, event.ingress_origin)
+        }
+        TrafficDirection::Egress => {
+            (Direction::Egress, event.source, event.destination_identity, event.egress_origin)
+        }
+        TrafficDirection::Unknown => return MATCH_NONE,
+    };
+    let Some(origin) = origins.get(origin).filter(|origin| !origin.is_default()) else { return MATCH_NONE };
+    let endpoint = snapshot.endpoint_at(own.into());
+    let Some(ruleset) = endpoint.and_then(|endpoint| snapshot.ruleset_of(endpoint)) else {
+        return MATCH_NONE;
+    };
+    let (protocol, port) = (Protocol::from_number(event.protocol), u16::from_be(event.destination_port));
+    let mut rules = ruleset.direction(direction).rules.iter();
+    let Some(rule) = rules.find(|rule| rule.origin == origin && rule.matches(peer, protocol, port)) else {
+        return MATCH_NONE;
+    };
+    match (&rule.peers, &rule.ports) {
+        (Peers::Identities(_), Ports::Any) => MATCH_L3_ONLY,
+        (Peers::Identities(_), Ports::Ranges(_)) => MATCH_L3_L4,
+        (Peers::Any, Ports::Ranges(_)) => MATCH_L4_ONLY,
+        (Peers::Any, Ports::Any) => MATCH_ALL,
     }
 }
 
@@ -192,7 +229,7 @@ fn summary(event: &Event, reason: Option<Reason>) -> String {
 #[cfg(test)]
 mod tests {
     use layout::Addr;
-    use policy::{Origin, PolicyKind};
+    use policy::{Origin, PolicyKind, PortRange};
 
     use super::*;
 
@@ -216,13 +253,18 @@ mod tests {
         }
     }
 
-    fn converted(event: &Event) -> Flow {
+    /// One rule, under number 1.
+    fn origins() -> Origins {
         let mut origins = Origins::default();
         let mut origin = Origin::policy(PolicyKind::CiliumNetworkPolicy, "production", "api");
         origin.rule = Some(2);
         assert_eq!(origins.number(&origin), 1);
+        origins
+    }
+
+    fn converted(event: &Event) -> Flow {
         let clock = Clock { monotonic_ns: 100, wall_ns: 1_000_000_060 };
-        flow(&Snapshot::default(), &origins, "node-1", &clock, event)
+        flow(&Snapshot::default(), &origins(), "node-1", &clock, event)
     }
 
     fn names(policies: &[Policy]) -> Vec<String> {
@@ -287,6 +329,42 @@ mod tests {
         ];
         assert!(all.iter().all(|policies| policies.is_empty()));
         assert_eq!(flow.summary, "TCP Flags: SYN (spoofed_source)");
+    }
+
+    #[test]
+    fn what_the_rule_looks_at_is_told() {
+        let mut origin = Origin::policy(PolicyKind::CiliumNetworkPolicy, "production", "api");
+        origin.rule = Some(2);
+        let tcp = PortRange { protocol: Some(Protocol::Tcp), first: 8080, last: 8080 };
+        let ends = [Peers::Any, Peers::Identities([256].into())];
+        let mut told = Vec::new();
+        for peers in ends {
+            for ports in [Ports::Any, Ports::Ranges(vec![tcp])] {
+                let (peers, origin) = (peers.clone(), origin.clone());
+                let rule = policy::Rule { origin, action: policy::Action::Allow, peers, ports, http: None };
+                let ingress = policy::DirectionRules { enforced: true, rules: vec![rule] };
+                let ruleset = policy::Ruleset { ingress, ..policy::Ruleset::default() };
+                let endpoint = policy::EndpointPolicy {
+                    namespace: "production".into(),
+                    name: "api".into(),
+                    node: "n".into(),
+                    addresses: vec![IpAddr::from([10, 1, 0, 3])],
+                    identity: 257,
+                    labels: policy::Labels::new(),
+                    ruleset: 0,
+                };
+                let parts = policy::SnapshotParts {
+                    endpoints: vec![endpoint],
+                    rulesets: vec![ruleset.into()],
+                    ..policy::SnapshotParts::default()
+                };
+                let snapshot = Snapshot::from_parts(parts).unwrap();
+                let allowed = event(event_kind::ALLOWED, None, 0);
+                let clock = Clock { monotonic_ns: 0, wall_ns: 0 };
+                told.push(flow(&snapshot, &origins(), "n", &clock, &allowed).policy_match_type);
+            }
+        }
+        assert_eq!(told, [MATCH_ALL, MATCH_L4_ONLY, MATCH_L3_ONLY, MATCH_L3_L4]);
     }
 
     #[test]

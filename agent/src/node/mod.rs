@@ -101,7 +101,8 @@ pub struct NodeNetwork {
 }
 
 impl NodeNetwork {
-    /// Checks the node and makes everything that pods need before the first of them.
+    /// Checks the node and makes everything that pods need before the first of them, but for what depends on the other
+    /// nodes: [`Self::set_peers`] follows. Until then routes to them stay as an earlier agent left them.
     ///
     /// # Errors
     /// What is wrong with the Node object, the kernel's settings, or what the kernel refused.
@@ -132,7 +133,6 @@ impl NodeNetwork {
         if config.encryption {
             network.tunnel = Some(network.ensure_tunnel().await?);
         }
-        network.set_peers(&[]).await?;
         Ok(network)
     }
 

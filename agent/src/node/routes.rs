@@ -125,9 +125,11 @@ impl NodeNetwork {
         let links = self.netlink.links().await?;
         let hosts = links.iter().filter(|link| is_host_interface(&link.name));
         let hosts: HashSet<u32> = hosts.map(|link| link.index).collect();
-        let mut routes = self.netlink.routes(TABLE_MAIN).await?;
-        routes.retain(|route| route.device.is_some_and(|device| hosts.contains(&device)));
-        Ok(routes.iter().map(|route| route.destination.addr()).collect())
+        let routes = self.netlink.routes(TABLE_MAIN).await?;
+        let to_hosts =
+            routes.iter().filter(|route| route.device.is_some_and(|device| hosts.contains(&device)));
+        let addresses = to_hosts.map(|route| route.destination.addr());
+        Ok(addresses.filter(|address| self.pod_ranges.iter().any(|range| range.contains(address))).collect())
     }
 
     /// Those that are there, made by us.

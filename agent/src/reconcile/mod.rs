@@ -29,6 +29,7 @@ use crate::config::Config;
 use crate::identities::StoredIdentities;
 use crate::ipam::Pool;
 use crate::journal::Journal;
+use crate::known_nodes::KnownNodes;
 use crate::node::{NodeError, NodeNetwork};
 use crate::numbers::Numbers;
 use crate::publisher::Publisher;
@@ -146,7 +147,7 @@ pub struct Reconciler<S: Source> {
     slots: u32,
     tunnel: Option<(ConnectionId, api::agent::TunnelReport)>,
     announced: Option<NodeStatus>,
-    node_status: BTreeMap<String, NodeStatus>,
+    known_nodes: KnownNodes,
     problems: Problems,
 }
 
@@ -219,17 +220,16 @@ impl<S: Source> Reconciler<S> {
 
     fn next_wake(&self) -> Instant {
         let pending = self.pending.as_ref().map(|pending| pending.deadline);
-        let waiter = self.waiters.iter().map(|waiter| waiter.deadline).min();
-        [pending, waiter, self.retry_at].into_iter().flatten().min().unwrap_or_else(|| Instant::now() + TICK)
+        let now = Instant::now();
+        // One that has passed waits for something else.
+        let waiter =
+            self.waiters.iter().map(|waiter| waiter.deadline).filter(|deadline| *deadline > now).min();
+        [pending, waiter, self.retry_at].into_iter().flatten().min().unwrap_or(now + TICK)
     }
 
     fn take_records(&mut self, records: Option<Arc<Records>>) {
         let Some(records) = records else { return };
-        // Silence is no deletion: a node that is still there keeps the key it was last known by.
-        self.node_status.retain(|name, _| records.nodes.contains_key(name));
-        for (name, status) in &records.node_status {
-            self.node_status.insert(name.clone(), status.clone());
-        }
+        self.known_nodes.learn(&records);
         self.records = Some(records);
         self.dirty = true;
     }

@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::identities::StoredIdentities;
 use crate::ipam::Pool;
 use crate::journal::{Allocation, AttachmentKey, Journal};
+use crate::known_nodes::KnownNodes;
 use crate::names;
 use crate::node::{NodeError, NodeNetwork};
 use crate::numbers::Numbers;
@@ -95,7 +96,7 @@ impl<S: Source> Reconciler<S> {
             slots,
             tunnel: None,
             announced: None,
-            node_status: BTreeMap::new(),
+            known_nodes: KnownNodes::open(&names::known_nodes(config)),
             problems: Problems { start, ..Problems::default() },
         };
         Ok((reconciler, handle))
@@ -113,7 +114,10 @@ impl<S: Source> Reconciler<S> {
             }];
             return Ok(false);
         };
-        let network = NodeNetwork::set_up(&self.config, node).await?;
+        let mut network = NodeNetwork::set_up(&self.config, node).await?;
+        let (routes, _) =
+            peers::build(&self.config.node_name, &records, self.known_nodes.status(), &mut Vec::new());
+        network.set_peers(&routes).await?;
         tracing::info!(uplink = network.uplink.name, address = %network.address, mtu = network.mtu, "node set up");
         self.problems.retry.clear();
         self.network = Some(network);
@@ -255,7 +259,8 @@ impl<S: Source> Reconciler<S> {
     pub(super) async fn update_peers(&mut self) {
         let (Some(network), Some(records)) = (&mut self.network, &self.records) else { return };
         let mut problems = Vec::new();
-        let (routes, peers) = peers::build(&self.config.node_name, records, &self.node_status, &mut problems);
+        let (routes, peers) =
+            peers::build(&self.config.node_name, records, self.known_nodes.status(), &mut problems);
         if let Err(error) = network.set_peers(&routes).await {
             tracing::error!(%error, "routes to the other nodes are not complete; they will be tried again");
             problems

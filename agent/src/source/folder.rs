@@ -159,8 +159,10 @@ fn pod_file(name: &PodName) -> String {
 impl FolderSource {
     fn write(&self, folder: &str, name: &str, json: &[u8]) -> Result<(), PublishError> {
         let folder = self.folder.join(folder);
-        std::fs::create_dir_all(&folder)
-            .map_err(|source| PublishError::Folder { path: folder.clone(), source })?;
+        let failed = |source| PublishError::Folder { path: folder.clone(), source };
+        // Not into the empty place of a folder that is not mounted.
+        std::fs::metadata(&self.folder).map_err(failed)?;
+        std::fs::create_dir_all(&folder).map_err(failed)?;
         let path = folder.join(name);
         if std::fs::read(&path).is_ok_and(|known| known == json) {
             return Ok(());

@@ -127,6 +127,13 @@ impl Node {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
+    /// `ip monitor route` into `routes.log`, from now on.
+    pub(crate) fn monitor_routes(&self) -> Child {
+        let mut command = Command::new("ip");
+        command.args(["monitor", "route"]).stdout(std::fs::File::create(self.path("routes.log")).unwrap());
+        self.namespace.run(move || command.spawn()).unwrap().unwrap()
+    }
+
     /// What a command of the node's namespace prints.
     pub(crate) fn print(&self, program: &str, arguments: &[&str]) -> String {
         let mut command = Command::new(program);

@@ -131,6 +131,24 @@ async fn a_node_is_reachable_once_its_key_is_known() {
     assert!(routes(&node).contains("10.2.0.0/16 dev selvage0"), "{}", routes(&node));
     assert!(routes(&node).contains("172.31.2.2 dev selvage0"));
 
+    // A restart does not touch what is there, even if the other node's status has vanished meanwhile.
+    let mut monitor = node.monitor_routes();
+    node.kill();
+    let kept = std::fs::read(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    node.start().await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let deleted =
+        |node: &Node| std::fs::read_to_string(node.path("routes.log")).unwrap().contains("Deleted 10.2");
+    assert!(!deleted(&node));
+    assert!(routes(&node).contains("10.2.0.0/16 dev selvage0"));
+    host::file::write(&path, &kept, 0o644).unwrap();
+    let (reports, receiver) = mpsc::channel(8);
+    reports.send(TunnelReport { public_key: vec![7; 32], ..TunnelReport::default() }).await.unwrap();
+    let mut sets = node.tunnel().peers(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+    let again = tokio::time::timeout(LIMIT, sets.message()).await.unwrap().unwrap().unwrap();
+    assert_eq!((again.peers, again.number > set.number), (set.peers, true));
+
     // A key that is no longer announced is not a node that is gone; a Node object that is gone is.
     std::fs::remove_file(&path).unwrap();
     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -138,9 +156,9 @@ async fn a_node_is_reachable_once_its_key_is_known() {
     let manifest = std::fs::read_to_string(node.path("manifests/nodes.yaml")).unwrap();
     node.apply("nodes", manifest.split("---").next().unwrap());
     assert_eq!(tokio::time::timeout(LIMIT, sets.message()).await.unwrap().unwrap().unwrap().peers, []);
-    assert!(
-        !routes(&node).contains("10.2.0.0/16") && !routes(&node).contains("172.31.2.2"),
-        "{}",
-        routes(&node)
-    );
+    let left = routes(&node);
+    assert!(!left.contains("10.2.0.0/16") && !left.contains("172.31.2.2"), "{left}");
+    eventually("the monitor sees it", || deleted(&node)).await;
+    monitor.kill().unwrap();
+    monitor.wait().unwrap();
 }
