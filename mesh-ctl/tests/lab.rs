@@ -247,7 +247,13 @@ fn the_real_programs_and_pods_come_and_go_without_a_trace() {
 
     mesh_ctl_lab("delete", &name, &["-f", late]);
     let links = mesh_ctl_lab("node-exec", &name, &["node-1", "--", "ip", "-o", "link"]);
-    assert!(!links.contains(&veth), "DEL left the link: {links}");
+    assert!(!links.contains(&veth), "the link is left: {links}");
+    eventually("the agent has released the pod", || {
+        let endpoints =
+            Command::new(MESH_CTL).args(["endpoints", "--lab", &name, "-o", "json"]).output().unwrap();
+        assert!(endpoints.status.success(), "{endpoints:?}");
+        !String::from_utf8_lossy(&endpoints.stdout).contains("\"late\"")
+    });
     assert!(!lab.folder().pod_namespace("production", "late").exists());
 
     inside.extend(trace::processes_in("/run/netns", &name));
