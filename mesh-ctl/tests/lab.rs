@@ -209,6 +209,18 @@ fn mesh_ctl_lab(verb: &str, name: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// Removes a lab that was started by `mesh-ctl`, should the test fail before it does.
+struct Removed<'a>(&'a str);
+
+impl Drop for Removed<'_> {
+    fn drop(&mut self) {
+        if let Ok(lab) = Lab::open(self.0) {
+            // The failure that matters is the test's.
+            let _ = lab.down();
+        }
+    }
+}
+
 const LATE_POD: &str = "
 apiVersion: v1
 kind: Pod
@@ -225,6 +237,7 @@ fn the_real_programs_and_pods_come_and_go_without_a_trace() {
     }
     let (name, folder) = (name("whole"), tempfile::tempdir().unwrap());
     let before = Trace::of(&name);
+    let _removed = Removed(&name);
     mesh_ctl_lab("up", &name, &["--manifests", SHOP]);
     let lab = Lab::open(&name).unwrap();
     let mut inside = trace::processes_in("/run/netns", &name);
