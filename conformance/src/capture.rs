@@ -118,14 +118,15 @@ impl Frames {
         count
     }
 
-    /// Frames that are neither WireGuard nor what two neighbours say to find each other.
+    /// Frames that are neither WireGuard, nor an error about it, nor what two neighbours say to find each other.
     pub fn in_clear(&self) -> usize {
-        let harmless = [WIREGUARD, ARP, NEIGHBOURS];
+        let harmless = [WIREGUARD, ABOUT_WIREGUARD, ARP, NEIGHBOURS];
         self.frames.iter().filter(|frame| !harmless.contains(&protocol(frame))).count()
     }
 }
 
 const WIREGUARD: &str = "WireGuard (UDP 51820)";
+const ABOUT_WIREGUARD: &str = "ICMP about WireGuard";
 const ARP: &str = "ARP";
 const NEIGHBOURS: &str = "IPv6 neighbours";
 
@@ -135,7 +136,12 @@ fn protocol(frame: &[u8]) -> &'static str {
         (8, 6) => ARP,
         (8, 0) => {
             let transport = 14 + usize::from(at(14) & 15) * 4;
+            let quoted_port = u16::from_be_bytes([at(transport + 8 + 22), at(transport + 8 + 23)]);
             match at(23) {
+                // A node whose tunnel is just being replaced says so about the datagram that found nobody.
+                1 if at(transport) == 3 && at(transport + 8 + 9) == 17 && quoted_port == WIREGUARD_PORT => {
+                    ABOUT_WIREGUARD
+                }
                 1 => "ICMP",
                 6 => "TCP",
                 17 => {

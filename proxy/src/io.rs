@@ -83,3 +83,18 @@ pub(crate) async fn close_after_answer(mut stream: TcpStream, limit: Duration) {
     // Nobody is left to be told.
     let _ = tokio::time::timeout(limit, discard).await;
 }
+
+/// Ends our side towards a server that has had everything, then waits until the server ends its own: only then is the
+/// client's port free towards it.
+pub(crate) async fn until_server_ends(stream: &mut TcpStream, limit: Duration) {
+    let ends = async {
+        stream.shutdown().await?;
+        let mut scratch = BytesMut::with_capacity(limits::HEAD_READ_BYTES);
+        while read_more(stream, &mut scratch, limits::HEAD_READ_BYTES).await? > 0 {
+            scratch.clear();
+        }
+        io::Result::Ok(())
+    };
+    // A server that goes on after the limit goes on with the kernel.
+    let _ = tokio::time::timeout(limit, ends).await;
+}

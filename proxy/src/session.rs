@@ -182,6 +182,22 @@ impl<C> Session<C> {
         }
     }
 
+    /// Ends both connections where nothing is missing. Until the server has ended too, the tuple stays in the thread's
+    /// table, so that a client that uses its port again aborts the old connection instead of losing the port.
+    pub(crate) async fn end_both(&self, client: TcpStream, upstream: Option<TcpStream>) {
+        end_cleanly(&client);
+        drop(client);
+        let Some(mut upstream) = upstream else { return };
+        let replaced = tokio::select! {
+            biased;
+            why = self.live.interrupted() => why == Interrupt::Replaced,
+            () = own_io::until_server_ends(&mut upstream, self.timeouts().linger) => false,
+        };
+        if !replaced {
+            end_cleanly(&upstream);
+        }
+    }
+
     /// The record of a request that begins now: its method, path and host as they came.
     pub(crate) fn record(
         &self,

@@ -30,7 +30,9 @@ pub(super) fn show(lab: &Lab, judge: &mut Judge) -> Result<()> {
 
     let other = lab.pod_address(NAMESPACE, "api-server-2")?;
     post_marker(lab, other)?;
-    let from_host = ping(lab, Place::Node("node-1"), other)?;
+    // No policy selects this one; the API server's would refuse a node.
+    let open = lab.pod_address(NAMESPACE, "frontend-2")?;
+    let from_host = ping(lab, Place::Node("node-1"), open)?;
     let to_node = ping(lab, Place::Pod("frontend"), lab.node_address("node-2")?)?;
 
     let (link, pod) = (link.finish()?, pod.finish()?);

@@ -24,7 +24,7 @@ use crate::record::{Record, Running};
 use crate::refusal::Refusal;
 use crate::session::{End, Session};
 use crate::thread::{Interrupt, Phase};
-use crate::upstream::{Connect, end_cleanly};
+use crate::upstream::Connect;
 use body::Body;
 use exchange::Exchange;
 use head::RequestHead;
@@ -229,12 +229,7 @@ impl<'a, C: Connect> Connection<'a, C> {
     async fn close(self, end: End) {
         match end {
             End::Reset => {}
-            End::Clean => {
-                end_cleanly(&self.client);
-                if let Some(upstream) = &self.upstream {
-                    end_cleanly(upstream);
-                }
-            }
+            End::Clean => self.session.end_both(self.client, self.upstream).await,
             End::Answered => {
                 drop(self.upstream);
                 let limit = self.session.timeouts().linger;

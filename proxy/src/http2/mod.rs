@@ -25,7 +25,7 @@ use tokio::sync::{OnceCell, watch};
 use crate::limits;
 use crate::session::{End, Session};
 use crate::thread::{Drain, Interrupt, Phase};
-use crate::upstream::{Connect, end_cleanly};
+use crate::upstream::Connect;
 use io::SharedStream;
 
 /// What a client with prior knowledge sends first (RFC 9113 section 3.4).
@@ -46,9 +46,11 @@ pub(crate) async fn serve<C: Connect>(session: &Session<C>, client: TcpStream, i
         end = connection.run(io) => end,
     };
     if end != End::Reset {
-        end_cleanly(&socket.borrow());
-        if let Some(upstream) = &*connection.upstream_socket.borrow() {
-            end_cleanly(&upstream.borrow());
+        let upstream = connection.upstream_socket.take();
+        drop(connection);
+        let alone = |socket: Socket| Rc::into_inner(socket).map(RefCell::into_inner);
+        if let Some(client) = alone(socket) {
+            session.end_both(client, upstream.and_then(alone)).await;
         }
     }
 }
