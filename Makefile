@@ -19,7 +19,7 @@ test: check-machine tools test-tools build
 lint: tools $(CARGO_DENY)
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
-	cargo deny --log-level warn check bans licenses sources
+	cargo deny --log-level error check bans licenses sources
 
 bench: check-machine tools test-tools release
 	target/release/bench
