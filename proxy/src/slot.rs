@@ -68,17 +68,19 @@ impl<C: Connect> Slot<C> {
         self.thread.drain().await;
     }
 
-    /// A successor accepts from the same queue; what is in it now is served by whoever takes it first. Closing our copy
-    /// of the listener leaves the queue alone.
+    /// A successor accepts from the same queue; what is in it now is served by whoever takes it first. Asks the kernel
+    /// itself: the runtime knows of new connections only when it has waited. Closing our copy of the listener leaves
+    /// the queue to the successor's.
     async fn empty_queue(&self, listener: TcpListener) {
+        let Ok(listener) = listener.into_std() else { return };
         loop {
-            tokio::select! {
-                biased;
-                accepted = listener.accept() => match accepted {
-                    Ok(_) => self.accepted(accepted).await,
-                    Err(_) => break,
-                },
-                () = std::future::ready(()) => break,
+            match listener.accept() {
+                Ok((stream, client)) => {
+                    let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+                    self.accepted(stream.map(|stream| (stream, client))).await;
+                }
+                Err(error) if is_about_one_connection(&error) => {}
+                Err(_) => return,
             }
         }
     }
@@ -103,7 +105,11 @@ impl<C: Connect> Slot<C> {
             return;
         }
         let destination = self.destination.unwrap_or(local);
-        spawn_local(session::serve(self.thread.clone(), stream, client, destination));
+        let (place, thread) = (self.thread.admit(), self.thread.clone());
+        spawn_local(async move {
+            session::serve(thread, stream, client, destination).await;
+            drop(place);
+        });
     }
 }
 

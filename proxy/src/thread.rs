@@ -46,6 +46,16 @@ pub struct Thread<C> {
     count: Cell<usize>,
 }
 
+/// The place of one connection among those of its thread.
+#[derive(Debug)]
+pub(crate) struct Place<C>(Rc<Thread<C>>);
+
+impl<C> Drop for Place<C> {
+    fn drop(&mut self) {
+        self.0.count.set(self.0.count.get() - 1);
+    }
+}
+
 /// Whether connections are to end because another process serves the listener now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Drain {
@@ -179,6 +189,12 @@ impl<C> Thread<C> {
         self.count.get()
     }
 
+    /// Counts a connection, from before its task first runs until after it has ended, however it ends.
+    pub(crate) fn admit(self: &Rc<Self>) -> Place<C> {
+        self.count.set(self.count.get() + 1);
+        Place(self.clone())
+    }
+
     /// Enters a connection; also gives the one that it replaces.
     pub(crate) fn enter(&self, tuple: Tuple) -> (Rc<Live>, Option<Rc<Live>>) {
         let id = self.next_id.get();
@@ -193,7 +209,6 @@ impl<C> Thread<C> {
             interrupted: Notify::new(),
             gone: Notify::new(),
         });
-        self.count.set(self.count.get() + 1);
         let replaced = self.live.borrow_mut().insert(tuple, live.clone());
         if let Some(old) = &replaced {
             self.common.counters.replaced.add();
@@ -215,7 +230,6 @@ impl<C> Thread<C> {
         if table.get(&live.tuple).is_some_and(|entered| entered.id == live.id) {
             table.remove(&live.tuple);
         }
-        self.count.set(self.count.get() - 1);
         live.gone.notify_one();
     }
 

@@ -276,6 +276,12 @@ async fn hand_over_loses_no_call_and_ends_no_stream() {
     assert!(kept.await.unwrap() > 20 && fresh.await.unwrap() > 20);
     assert!(second.counters.forwarded.get() > 0, "calls go through the second one now");
 
+    // A connection with an open stream is not told to go, however quiet it is.
+    let before = shop.rig.counters.forwarded.get();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    ProxyClient::new(shop.channel.clone()).requests(tokio_stream::empty()).await.unwrap();
+    assert_eq!(shop.rig.counters.forwarded.get(), before + 1);
+
     // The stream that was open goes on, and the first thread with it.
     acks.send(ack(7)).await.unwrap();
     assert_eq!(snapshots.message().await.unwrap().unwrap().number, 7);

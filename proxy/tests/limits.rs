@@ -193,3 +193,18 @@ fn one_connection_too_many_is_reset_at_once_and_a_free_place_is_used() {
         assert!(Instant::now() < deadline, "the place is never free again");
     }
 }
+
+#[test]
+fn what_is_in_the_queue_of_a_retired_listener_is_served() {
+    let origin = Origin::polite();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut queued: Vec<_> = (0..50).map(|_| common::Client::connect(FRONTEND, address)).collect();
+    let rig = Rig::on(listener, origin.address, 8080, quick());
+    rig.retire.send_replace(true);
+    for client in &mut queued {
+        // Without a snapshot it is refused, but it is answered.
+        let (head, _) = client.send(GET).response();
+        assert!(head.starts_with("HTTP/1.1 403 "), "{head}");
+    }
+}
