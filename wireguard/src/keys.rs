@@ -141,10 +141,10 @@ pub fn seal(secret: &StaticSecret) -> Result<OwnedFd, KeyError> {
 ///
 /// # Errors
 /// It could not be read, or is too short.
-pub fn unseal(memory: OwnedFd) -> Result<StaticSecret, KeyError> {
+pub fn unseal(memory: &File) -> Result<StaticSecret, KeyError> {
     let mut bytes = [0; KEY];
     // At an offset, since all processes that hold the descriptor share its position.
-    File::from(memory).read_exact_at(&mut bytes, 0).map_err(KeyError::Memory)?;
+    memory.read_exact_at(&mut bytes, 0).map_err(KeyError::Memory)?;
     Ok(bytes.into())
 }
 
@@ -207,13 +207,12 @@ mod tests {
     #[test]
     fn a_sealed_key_is_read_again_and_again_and_never_written() {
         let secret = StaticSecret::from([7; 32]);
-        let memory = seal(&secret).unwrap();
+        let file = File::from(seal(&secret).unwrap());
         for _ in 0..2 {
-            assert_eq!(unseal(memory.try_clone().unwrap()).unwrap().as_bytes(), &[7; 32]);
+            assert_eq!(unseal(&file.try_clone().unwrap()).unwrap().as_bytes(), &[7; 32]);
         }
-        let file = File::from(memory);
         assert!(file.write_at(b"x", 0).is_err());
         assert!(file.set_len(1).is_err());
-        assert!(unseal(tempfile::tempfile().unwrap().into()).is_err(), "too short");
+        assert!(unseal(&tempfile::tempfile().unwrap()).is_err(), "too short");
     }
 }

@@ -1,9 +1,11 @@
 //! The unprivileged half: carries packets with the master's descriptors.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use host::master::{Command, Descriptors, WorkerError, WorkerSide};
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::resource::{Resource, setrlimit};
 
 use super::{Config, PRIVATE_KEY, TUN, UDP};
@@ -12,9 +14,10 @@ use crate::device::{self, Device, DeviceError};
 use crate::keys::{self, KeyError};
 use crate::tunnel::Tunnel;
 
-/// How long a new worker leaves the descriptors to the one before it. In a hand-over that one stops within a few milliseconds of
-/// "ready"; two that read together would share out each other's handshakes. Packets wait in the kernel's queues meanwhile.
-const HANDOVER_GRACE: Duration = Duration::from_millis(20);
+/// Longest wait for the worker before this one: longer than its master gives it to stop.
+const TURN_LIMIT: Duration = Duration::from_secs(2);
+/// Between two looks whether it has ended.
+const TURN_RETRY: Duration = Duration::from_millis(1);
 
 /// Why a worker ended other than on demand.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +51,8 @@ pub fn run(config: &Config) -> Result<(), WorkerFailed> {
     let (mut descriptors, mut side) = WorkerSide::from_env()?;
     let tun = take(&mut descriptors, TUN)?;
     let udp = take(&mut descriptors, UDP)?;
-    let secret = keys::unseal(take(&mut descriptors, PRIVATE_KEY)?)?;
+    let key = File::from(take(&mut descriptors, PRIVATE_KEY)?);
+    let secret = keys::unseal(&key)?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(WorkerFailed::Runtime)?;
     let carry = async {
@@ -62,9 +66,12 @@ pub fn run(config: &Config) -> Result<(), WorkerFailed> {
             );
         }
         side.ready();
-        if let Ok(command) = tokio::time::timeout(HANDOVER_GRACE, side.next()).await {
-            tracing::info!(?command, "stopping");
-            return Ok(());
+        tokio::select! {
+            () = turn(&key) => {}
+            command = side.next() => {
+                tracing::info!(?command, "stopping before the start");
+                return Ok(());
+            }
         }
         let tunnel = Tunnel::new(secret, Instant::now());
         let report = device::report(&tunnel, device.port());
@@ -79,6 +86,28 @@ pub fn run(config: &Config) -> Result<(), WorkerFailed> {
     // A file of peers that is being written must not delay the end; it is written whole or not at all.
     runtime.shutdown_background();
     Ok(result?)
+}
+
+/// Waits until no other worker has these descriptors: in a hand-over the old one stops only after this one is ready, and two that
+/// read together would share out each other's handshakes. Packets wait in the kernel's queues meanwhile.
+///
+/// A record lock on the memory file that all workers get; it belongs to the process and ends with it, however it ends.
+async fn turn(key: &File) {
+    let deadline = Instant::now() + TURN_LIMIT;
+    let lock = nix::libc::flock {
+        l_type: nix::libc::F_WRLCK as i16,
+        l_whence: nix::libc::SEEK_SET as i16,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    while let Err(error) = fcntl(key, FcntlArg::F_SETLK(&lock)) {
+        if Instant::now() >= deadline {
+            tracing::warn!(%error, "the worker before this one has not ended: not waiting any longer");
+            return;
+        }
+        tokio::time::sleep(TURN_RETRY).await;
+    }
 }
 
 fn take(descriptors: &mut Descriptors, name: &'static str) -> Result<OwnedFd, WorkerFailed> {

@@ -111,7 +111,7 @@ fn a_killed_worker_is_replaced_and_nothing_leaves_in_clear() {
     for _ in 0..3 {
         let worker = lab.one.worker();
         lab.one.kill(worker, Signal::SIGKILL);
-        wait_for("another worker", || (lab.one.worker() != worker).then_some(()));
+        lab.one.worker_after(worker);
         std::thread::sleep(Duration::from_millis(400));
     }
     let pumped = pump.stop();
@@ -143,7 +143,7 @@ fn a_successor_takes_over_and_the_old_master_leaves() {
         let worker = lab.one.worker();
         let successor = lab.one.start();
         lab.one.wait_end(master);
-        assert_ne!(lab.one.worker(), worker);
+        lab.one.worker_after(worker);
         master = successor;
         std::thread::sleep(Duration::from_millis(400));
     }
@@ -279,11 +279,19 @@ fn wireguard_go_is_a_peer_like_any_other() {
 
     // Its control socket is in the file system, which all namespaces share.
     let device = format!("wgo{}", std::process::id() % 1_000_000);
-    let _go = lab
+    let mut go = lab
         .two
         .spawn(&["wireguard-go", "-f", &device], &[("WG_PROCESS_FOREGROUND", "1"), ("LOG_LEVEL", "error")]);
     let _socket = RemovedAtLast(format!("/var/run/wireguard/{device}.sock").into());
-    wait_for("wireguard-go", || lab.two.try_run(&["wg", "show", &device]).status.success().then_some(()));
+    wait_for("wireguard-go", || {
+        if let Some(status) = go.0.try_wait().unwrap() {
+            panic!(
+                "wireguard-go: {status}: {}",
+                std::io::read_to_string(go.0.stderr.take().unwrap()).unwrap()
+            );
+        }
+        lab.two.try_run(&["wg", "show", &device]).status.success().then_some(())
+    });
     let key = lab.folder.path().join("go.key");
     let private = lab.two.run(&["wg", "genkey"]);
     host::file::write(&key, private.as_bytes(), 0o600).unwrap();

@@ -1,6 +1,7 @@
 //! Two nodes in namespaces without names: they and all that is in them end with the test.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -214,8 +215,16 @@ impl Node {
         socket.set_read_timeout(Some(ECHO_LIMIT)).unwrap();
         let payload: Vec<u8> = MARKER.bytes().cycle().take(size - 28).collect();
         let mut buffer = [0; 4096];
-        socket.send_to(&payload, (pod, ECHO)).is_ok()
-            && socket.recv_from(&mut buffer).is_ok_and(|(length, _)| buffer[..length] == payload)
+        if socket.send_to(&payload, (pod, ECHO)).is_err() {
+            return false;
+        }
+        loop {
+            match socket.recv_from(&mut buffer) {
+                // Children of other tests end, and their signal comes to any thread.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                answer => return answer.is_ok_and(|(length, _)| buffer[..length] == payload),
+            }
+        }
     }
 
     /// Starts a master; it is a successor if one runs already.
@@ -247,6 +256,11 @@ impl Node {
     pub(crate) fn worker(&self) -> u32 {
         let file = self.folder.join("run/wireguard-master.sock.worker");
         wait_for("worker", || fs::read_to_string(&file).ok()?.trim().parse().ok())
+    }
+
+    /// Waits for another worker than this; its pid.
+    pub(crate) fn worker_after(&self, worker: u32) -> u32 {
+        wait_for("another worker", || Some(self.worker()).filter(|now| *now != worker))
     }
 
     /// Waits until the master with this pid has ended by itself, with success.
