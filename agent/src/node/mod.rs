@@ -186,14 +186,14 @@ impl NodeNetwork {
     pub async fn link(&self, name: &str) -> Result<Option<Link>, NodeError> {
         Ok(self.netlink.link(name).await?)
     }
+}
 
-    /// Deletes a device; whether it was there.
-    ///
-    /// # Errors
-    /// The kernel refused.
-    pub async fn delete_link(&self, name: &str) -> Result<bool, NodeError> {
-        Ok(self.netlink.delete_link(name).await?)
-    }
+/// Deletes a device; whether it was there.
+///
+/// # Errors
+/// The kernel refused.
+pub async fn delete_device(name: &str) -> Result<bool, NodeError> {
+    Ok(Netlink::connect()?.delete_link(name).await?)
 }
 
 fn own_addresses(config: &Config, node: &Node) -> Result<(IpAddr, Vec<IpNet>), NodeError> {

@@ -18,7 +18,7 @@ pub(super) const TABLE_NODES: u32 = 2005;
 pub(super) const PRIORITY_PROXY: u32 = 9;
 /// Likewise; after the proxy's.
 pub(super) const PRIORITY_NODES: u32 = 20;
-/// Behind any other route to the pod network.
+/// Behind any other route to the same destination.
 const BLACKHOLE_METRIC: u32 = 4_278_198_272;
 /// The kernel numbers the loopback device 1 in every namespace.
 const LOOPBACK: u32 = 1;
@@ -72,9 +72,10 @@ impl NodeNetwork {
         for route in &wanted {
             self.netlink.ensure_route(route).await?;
         }
-        let keep: HashSet<_> = wanted.iter().map(|route| (route.table, route.destination)).collect();
+        let place = |route: &Route| (route.table, route.destination, route.metric);
+        let keep: HashSet<_> = wanted.iter().map(place).collect();
         for route in self.routes_to_peers().await? {
-            if !keep.contains(&(route.table, route.destination)) {
+            if !keep.contains(&place(&route)) {
                 self.netlink.delete_route(&route).await?;
             }
         }
@@ -92,16 +93,15 @@ impl NodeNetwork {
             let ranges = peer.pod_ranges.iter().filter(|range| range.addr().is_ipv4());
             match &self.tunnel {
                 Some(tunnel) => {
-                    let to_address = |&address: &IpAddr| {
+                    for &address in addresses {
                         let address = IpNet::from(address);
-                        let way = if peer.reachable {
-                            Route::link(address, tunnel.index)
-                        } else {
-                            Route::blackhole(address)
-                        };
-                        way.in_table(TABLE_NODES)
-                    };
-                    routes.extend(addresses.map(to_address));
+                        // Always below the way: when the device is deleted or set down, the kernel removes the way, and
+                        // the main table would send in clear.
+                        let blackhole = Route::blackhole(address).with_metric(BLACKHOLE_METRIC);
+                        routes.push(blackhole.in_table(TABLE_NODES));
+                        let way = Route::link(address, tunnel.index).in_table(TABLE_NODES);
+                        routes.extend(peer.reachable.then_some(way));
+                    }
                     // Without a key the blackhole of the whole pod network stays.
                     let ranges = ranges.filter(|_| peer.reachable);
                     routes.extend(ranges.map(|&range| Route::link(range, tunnel.index)));

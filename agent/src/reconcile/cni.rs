@@ -12,7 +12,7 @@ use crate::config::is_object_name;
 use crate::ipam::IpamError;
 use crate::journal::{Allocation, AttachmentKey, JournalError, Veth};
 use crate::names;
-use crate::node::NodeError;
+use crate::node::{NodeError, delete_device};
 use crate::source::{Announcement, PodName, PodStatus, Source};
 
 /// How long an attachment waits for its Pod object to appear in the source. Runtimes create sandboxes because of it, so
@@ -212,7 +212,6 @@ impl<S: Source> Reconciler<S> {
                 let wait = if has_pod { POD_OBJECT_LIMIT } else { Duration::ZERO };
                 let deadline = Instant::now() + wait;
                 self.waiters.push(Waiter { address, veth, deadline, reply });
-                self.dirty = true;
                 self.stale = true;
             }
             Err(error) => {
@@ -260,10 +259,12 @@ impl<S: Source> Reconciler<S> {
     }
 
     /// Gives an address back and forgets the pod that had it. Whether there was one.
-    pub(super) fn release(&mut self, key: &AttachmentKey) -> Result<bool, CniError> {
+    pub(super) async fn release(&mut self, key: &AttachmentKey) -> Result<bool, CniError> {
         let Some(known) = self.journal.contents().allocations.get(key).cloned() else { return Ok(false) };
         let now = now_ms();
-        // First out of the kernel, then free: never the other way round.
+        // The device first: a pod that still lives would go on without its programs, with an address that is another's
+        // soon. Then out of the maps, then free.
+        delete_device(&known.host_interface).await?;
         self.datapath.detach(&known.host_interface)?;
         self.datapath.maps.remove_endpoint(known.address)?;
         block_in_place(|| self.journal.release(known.address, now))?;

@@ -1,8 +1,10 @@
 //! What the proxy has not yet taken over must not be sent to it: it would be judged by older rules.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use policy::{EndpointPolicy, Ruleset, Snapshot, SnapshotParts};
+use prost::Message as _;
 
 /// What a proxy judges requests by.
 #[derive(Clone, Debug)]
@@ -16,6 +18,17 @@ pub(super) enum Judge {
 }
 
 impl Judge {
+    /// By the snapshot that the proxy last stored: what a worker judges by that runs, or starts, without the agent.
+    pub(super) fn stored(path: &Path) -> Self {
+        let Ok(bytes) = std::fs::read(path) else { return Self::Nothing };
+        let message = api::policy::Snapshot::decode(bytes.as_slice()).ok();
+        match message.and_then(|message| Snapshot::try_from(message).ok()) {
+            Some(snapshot) => Self::Snapshot(Arc::new(snapshot)),
+            // The proxy refuses it likewise.
+            None => Self::Nothing,
+        }
+    }
+
     /// Whether it judges requests to and from this pod by these very rules.
     fn agrees(&self, endpoint: &EndpointPolicy, ruleset: &Ruleset) -> bool {
         match self {

@@ -197,25 +197,37 @@ impl<S: Source> Reconciler<S> {
             self.write_config();
             self.stale = true;
         }
-        if self.dirty && self.pending.is_none() && self.retry_at.is_none() {
-            self.compile();
+        loop {
+            let may_compile = self.pending.is_none() && self.retry_at.is_none();
+            let compiles = self.dirty && may_compile;
+            if compiles {
+                self.compile();
+            }
+            self.take_acknowledged(now);
+            if self.stale && self.retry_at.is_none() {
+                self.flip();
+            }
+            // What changed while a snapshot was on its way to the proxy is the next one.
+            if compiles || !(self.dirty && self.pending.is_none() && self.retry_at.is_none()) {
+                break;
+            }
         }
-        if let Some(pending) = self.pending.take_if(|pending| {
-            now >= pending.deadline
-                || self.proxies.values().all(|proxy| proxy.number >= pending.snapshot.number)
-        }) {
+        self.answer_waiters();
+        self.publish_view();
+        Ok(())
+    }
+
+    /// The snapshot on its way is current once every proxy has it, or has been silent for too long.
+    fn take_acknowledged(&mut self, now: Instant) {
+        let proxies = &self.proxies;
+        let arrived = self.pending.take_if(|pending| {
+            let acknowledged = proxies.values().all(|proxy| proxy.number >= pending.snapshot.number);
+            acknowledged || now >= pending.deadline
+        });
+        if let Some(pending) = arrived {
             self.current = pending.snapshot;
             self.stale = true;
         }
-        if self.stale && self.retry_at.is_none() {
-            self.flip();
-        }
-        self.answer_waiters();
-        if self.dirty && self.pending.is_none() && self.retry_at.is_none() {
-            self.compile();
-        }
-        self.publish_view();
-        Ok(())
     }
 
     fn next_wake(&self) -> Instant {

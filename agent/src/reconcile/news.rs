@@ -9,6 +9,7 @@ use super::judges::Judge;
 use super::view::ProxyState;
 use super::{AllocateRequest, Allocated, AttachRequest, Reconciler, Reply};
 use crate::journal::AttachmentKey;
+use crate::names;
 use crate::source::{Announcement, NodeStatus, Source};
 
 /// Snapshots that are kept for a late acknowledgement. A proxy is at most one behind while it works.
@@ -63,14 +64,16 @@ impl<S: Source> Reconciler<S> {
             }
             Request::Attach(request, reply) => self.attach(request, reply).await,
             Request::Release(key, reply) => {
-                let answer = self.release(&key);
+                let answer = self.release(&key).await;
                 let _ = reply.send(answer);
             }
             Request::Proxy(id, ProxyNews::Ack(ack)) => self.proxy_ack(id, ack),
             Request::Proxy(id, ProxyNews::Gone) => {
                 if let Some(gone) = self.proxies.remove(&id) {
                     tracing::info!(pid = gone.state.pid, "a proxy is gone");
-                    self.last_judge = gone.judge;
+                    // One that could not store its snapshot is followed by one that judges by an older one.
+                    self.last_judge =
+                        if gone.state.error.is_empty() { gone.judge } else { Judge::Unknown };
                     self.stale = true;
                 }
             }
@@ -90,7 +93,9 @@ impl<S: Source> Reconciler<S> {
             self.write_config();
         }
         let state = ProxyState { number: ack.number, pid: ack.pid, version: ack.version, error: ack.error };
-        let judge = self.judge_of(ack.number);
+        // Nothing new, however long ago it was sent.
+        let before = self.proxies.get(&id).filter(|proxy| proxy.number == ack.number);
+        let judge = before.map_or_else(|| self.judge_of(ack.number), |proxy| proxy.judge.clone());
         if self.proxies.insert(id, Proxy { number: ack.number, judge, state }).is_none() {
             tracing::info!(pid = ack.pid, number = ack.number, "a proxy is connected");
         }
@@ -106,7 +111,11 @@ impl<S: Source> Reconciler<S> {
         match (known, &self.last_judge) {
             (Some(known), _) => Judge::Snapshot(Arc::clone(known)),
             (None, Judge::Snapshot(last)) if last.number == number => self.last_judge.clone(),
-            _ => Judge::Unknown,
+            // Of an agent before this one, and newer than what was on the disk when this one started.
+            _ => match Judge::stored(&names::proxy_snapshot(&self.config)) {
+                Judge::Snapshot(stored) if stored.number == number => Judge::Snapshot(stored),
+                _ => Judge::Unknown,
+            },
         }
     }
 

@@ -7,8 +7,9 @@ use api::agent::Peer;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ipnet::IpNet;
-use policy::Problem;
+use policy::{Node, Problem};
 
+use crate::config::Config;
 use crate::node::PeerNode;
 use crate::source::{NodeStatus, Records};
 
@@ -19,19 +20,20 @@ const KEY_BYTES: usize = 32;
 ///
 /// What a peer may send from is what the Node object says, not what the node says of itself.
 pub(super) fn build(
-    this_node: &str,
+    config: &Config,
     records: &Records,
     known: &BTreeMap<String, NodeStatus>,
     problems: &mut Vec<Problem>,
 ) -> (Vec<PeerNode>, Vec<Peer>) {
     let (mut routes, mut peers) = (Vec::new(), Vec::new());
-    for (name, node) in records.nodes.iter().filter(|(name, _)| *name != this_node) {
+    for (name, node) in records.nodes.iter().filter(|(name, _)| **name != config.node_name) {
+        let pod_ranges = within_network(config, node, problems);
         let peer = known.get(name).and_then(|status| match decode_key(&status.public_key) {
             Ok(public_key) => Some(Peer {
                 node: name.clone(),
                 public_key,
                 endpoint: status.endpoint.to_string(),
-                allowed_ips: allowed_ips(&node.pod_ranges, &node.addresses),
+                allowed_ips: allowed_ips(&pod_ranges, &node.addresses),
             }),
             Err(message) => {
                 problems.push(Problem { location: format!("announced key of Node {name}"), message });
@@ -40,12 +42,26 @@ pub(super) fn build(
         });
         routes.push(PeerNode {
             addresses: node.addresses.clone(),
-            pod_ranges: node.pod_ranges.clone(),
+            pod_ranges,
             reachable: peer.is_some(),
         });
         peers.extend(peer);
     }
     (routes, peers)
+}
+
+/// A range outside of the pod network would take away what this node itself sends there.
+fn within_network(config: &Config, node: &Node, problems: &mut Vec<Problem>) -> Vec<IpNet> {
+    let (inside, outside): (Vec<IpNet>, Vec<IpNet>) =
+        node.pod_ranges.iter().partition(|range| config.pod_network.contains(*range));
+    problems.extend(outside.iter().filter(|range| range.addr().is_ipv4()).map(|range| Problem {
+        location: format!("Node {}", node.name),
+        message: format!(
+            "spec.podCIDR: {range} lies outside of the pod network {} (--pod-network) and has no effect",
+            config.pod_network
+        ),
+    }));
+    inside
 }
 
 fn allowed_ips(ranges: &[IpNet], addresses: &[IpAddr]) -> Vec<String> {
@@ -70,9 +86,10 @@ pub(super) fn encode_key(key: &[u8]) -> Option<String> {
 mod tests {
     use std::sync::Arc;
 
-    use policy::Node;
+    use clap::Parser;
 
     use super::*;
+    use crate::config::Cli;
 
     #[test]
     fn a_node_without_a_key_is_no_peer_and_not_reachable() {
@@ -81,7 +98,7 @@ mod tests {
             let node = Node {
                 name: format!("node-{i}"),
                 addresses: vec![IpAddr::from([172, 31, i, 2])],
-                pod_ranges: vec![format!("10.{i}.0.0/16").parse().unwrap()],
+                pod_ranges: vec![format!("10.{i}.0.0/16").parse().unwrap(), "172.31.0.0/16".parse().unwrap()],
             };
             records.nodes.insert(node.name.clone(), Arc::new(node));
         }
@@ -99,11 +116,14 @@ mod tests {
             ("node-9".to_owned(), status(9, &good)),
         ];
         let mut problems = Vec::new();
-        let (routes, peers) = build("node-1", &records, &known.into(), &mut problems);
+        let config = Config::load(&Cli::parse_from(["mesh-agent", "--node-name", "node-1"])).unwrap();
+        let (routes, peers) = build(&config, &records, &known.into(), &mut problems);
+        let ranges: Vec<_> = routes.iter().map(|route| route.pod_ranges.len()).collect();
+        assert_eq!(ranges, [1, 1, 1], "not what lies outside of the pod network");
         assert_eq!(routes.iter().map(|route| route.reachable).collect::<Vec<_>>(), [true, false, false]);
         let [peer] = peers.as_slice() else { panic!("{peers:?}") };
         assert_eq!((peer.node.as_str(), peer.endpoint.as_str()), ("node-2", "172.31.2.2:51820"));
         assert_eq!(peer.allowed_ips, ["10.2.0.0/16", "172.31.2.2/32"], "not what it says of itself");
-        assert_eq!(problems.len(), 1);
+        assert_eq!(problems.len(), 4);
     }
 }

@@ -9,7 +9,6 @@ use api::agent::PeerSet;
 use datapath::Datapath;
 use datapath::lower::Installed;
 use policy::{Problem, Snapshot};
-use prost::Message as _;
 use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
 use tokio::task::block_in_place;
@@ -56,7 +55,7 @@ impl<S: Source> Reconciler<S> {
             datapath.maps.identities()?.into_iter().map(|(_, identity)| identity).max().unwrap_or(0);
         let (identities, problem) = StoredIdentities::open(&names::identities(config), in_kernel);
         start.extend(problem.map(|message| Problem { location: "identities".into(), message }));
-        let last_judge = stored_judge(&names::proxy_snapshot(config));
+        let last_judge = Judge::stored(&names::proxy_snapshot(config));
         let at_least = if let Judge::Snapshot(snapshot) = &last_judge { snapshot.number } else { 0 };
         let slots = datapath.maps.config()?.slots.max(1);
 
@@ -116,7 +115,7 @@ impl<S: Source> Reconciler<S> {
         };
         let mut network = NodeNetwork::set_up(&self.config, node).await?;
         let (routes, _) =
-            peers::build(&self.config.node_name, &records, self.known_nodes.status(), &mut Vec::new());
+            peers::build(&self.config, &records, self.known_nodes.status(), &mut Vec::new());
         network.set_peers(&routes).await?;
         tracing::info!(uplink = network.uplink.name, address = %network.address, mtu = network.mtu, "node set up");
         self.problems.retry.clear();
@@ -155,7 +154,8 @@ impl<S: Source> Reconciler<S> {
             };
             if gone {
                 tracing::info!(key = %allocation.key, address = %allocation.address, "its pod is gone");
-                self.release(&allocation.key).map_err(|error| start_problem(&allocation.key, &error))?;
+                let released = self.release(&allocation.key).await;
+                released.map_err(|error| start_problem(&allocation.key, &error))?;
                 continue;
             }
             let (Some(link), Some(veth)) = (link, &mut allocation.veth) else { continue };
@@ -210,11 +210,7 @@ impl<S: Source> Reconciler<S> {
     async fn honour_release_note(&mut self, path: &Path) -> anyhow::Result<()> {
         let note: ReleaseNote = serde_json::from_slice(&std::fs::read(path)?)?;
         let key = AttachmentKey { container_id: note.container_id, interface: note.ifname };
-        let device = names::host_interface(&key);
-        if let Some(network) = &self.network {
-            network.delete_link(&device).await?;
-        }
-        let existed = self.release(&key)?;
+        let existed = self.release(&key).await?;
         host::file::remove(path)?;
         tracing::info!(%key, existed, "released what the plugin noted");
         Ok(())
@@ -236,9 +232,12 @@ impl<S: Source> Reconciler<S> {
         }
         let own = records.pod_status.iter().filter(|(_, status)| status.node == self.config.node_name);
         for (pod, status) in own {
+            let mut of_pod = allocations.values().filter(|allocation| {
+                allocation.pod_namespace == pod.namespace && allocation.pod_name == pod.name
+            });
             let is_used =
-                |address: &IpAddr| allocations.values().any(|allocation| allocation.address == *address);
-            if !status.addresses.iter().any(is_used) {
+                of_pod.any(|allocation| status.addresses.contains(&allocation.address));
+            if !is_used {
                 self.publisher.announce(Announcement::PodGone(pod.clone(), status.addresses.clone()));
             }
         }
@@ -260,7 +259,7 @@ impl<S: Source> Reconciler<S> {
         let (Some(network), Some(records)) = (&mut self.network, &self.records) else { return };
         let mut problems = Vec::new();
         let (routes, peers) =
-            peers::build(&self.config.node_name, records, self.known_nodes.status(), &mut problems);
+            peers::build(&self.config, records, self.known_nodes.status(), &mut problems);
         if let Err(error) = network.set_peers(&routes).await {
             tracing::error!(%error, "routes to the other nodes are not complete; they will be tried again");
             problems
@@ -284,16 +283,5 @@ fn start_problem(key: &AttachmentKey, error: &super::CniError) -> NodeError {
     NodeError::Device {
         device: key.to_string(),
         problem: format!("it is gone but cannot be released: {error}"),
-    }
-}
-
-/// The snapshot that the proxy last stored: what a worker judges by that runs, or starts, without us.
-fn stored_judge(path: &Path) -> Judge {
-    let Ok(bytes) = std::fs::read(path) else { return Judge::Nothing };
-    let message = api::policy::Snapshot::decode(bytes.as_slice()).ok();
-    match message.and_then(|message| Snapshot::try_from(message).ok()) {
-        Some(snapshot) => Judge::Snapshot(Arc::new(snapshot)),
-        // The proxy refuses it likewise.
-        None => Judge::Nothing,
     }
 }

@@ -54,7 +54,10 @@ async fn pods_survive_a_killed_agent_and_cleanup_leaves_nothing() {
     let (second, _) = node.add("two", "b").await;
     assert_eq!(second.to_string(), "10.1.0.3");
 
+    let links = async |node: &Node| node.netlink.links().await.unwrap().len();
+    let with_two = links(&node).await;
     assert!(node.release("one").await);
+    assert_eq!(links(&node).await, with_two - 1, "nobody keeps a device with an address that is free");
     assert!(!node.release("one").await);
     assert_eq!(flags(&node, address), None);
     eventually("withdrawn", || !announced.exists()).await;
