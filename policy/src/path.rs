@@ -35,7 +35,11 @@ pub enum PathProblem {
     /// `..;x` and the like: a dot segment to some servers, a name to others.
     #[error("the path has a dot segment with a parameter")]
     DotSegmentParameter,
+    /// `//` in front: to some servers the beginning of an authority, so that `//a/b` is `/b` on host `a`.
+    #[error("the path begins with two slashes")]
+    LeadingSlashes,
     /// `..` next to an empty segment: it removes the empty one for some servers, the one before for others.
+    /// Empty too is one that is all parameter, `/a/;x/../b`, to servers that cut parameters off first.
     #[error("the path has a dot segment next to an empty one")]
     EmptySegment,
 }
@@ -58,6 +62,9 @@ pub fn judged_path(target: &str) -> Result<Cow<'_, str>, PathProblem> {
     let (path, query) = target.split_at(target.find('?').unwrap_or(target.len()));
     if !path.starts_with('/') {
         return Err(PathProblem::NotAbsolute);
+    }
+    if path.starts_with("//") {
+        return Err(PathProblem::LeadingSlashes);
     }
     if path.contains('\\') {
         return Err(PathProblem::Backslash);
@@ -116,6 +123,9 @@ fn decode_unreserved(path: &str) -> Result<Cow<'_, str>, PathProblem> {
 /// Section 5.2.4, with empty segments merged.
 fn remove_dot_segments(path: &str) -> Result<String, PathProblem> {
     let segments: Vec<&str> = path.split('/').skip(1).collect();
+    if segments.contains(&"..") && segments.iter().any(|segment| is_all_parameter(segment)) {
+        return Err(PathProblem::EmptySegment);
+    }
     // Empty segments kept: what a server sees that does not merge slashes.
     let mut plain: Vec<&str> = Vec::with_capacity(segments.len());
     let mut merged: Vec<&str> = Vec::with_capacity(segments.len());
@@ -149,6 +159,11 @@ fn remove_dot_segments(path: &str) -> Result<String, PathProblem> {
         normal.push('/');
     }
     Ok(normal)
+}
+
+/// `;a`, also with an encoded semicolon.
+fn is_all_parameter(segment: &str) -> bool {
+    segment.starts_with(';') || segment.starts_with("%3B")
 }
 
 /// `.;a`, `..;`, also with an encoded semicolon.
@@ -186,10 +201,11 @@ mod tests {
             ("/a/b/..", "/a/"),
             ("/a/.", "/a/"),
             ("/.", "/"),
-            ("//admin/x", "/admin/x"),
             ("/a//b", "/a/b"),
             ("/a//", "/a/"),
-            ("//", "/"),
+            ("/;session=1", "/;session=1"),
+            ("/a/;session=1/./b", "/a/;session=1/b"),
+            ("/a/b;v=1/../c", "/a/c"),
             ("/a/b/..//c", "/a/c"),
             ("/...", "/..."),
             ("/.hidden", "/.hidden"),
@@ -238,7 +254,12 @@ mod tests {
             ("/a/%2e%2e%3bx/admin", PathProblem::DotSegmentParameter),
             ("/public//../admin", PathProblem::EmptySegment),
             ("/a//b/../../c", PathProblem::EmptySegment),
-            ("//../a", PathProblem::ClimbsOut),
+            ("/a/;/../b", PathProblem::EmptySegment),
+            ("/public/;x=1/%2e%2e/admin", PathProblem::EmptySegment),
+            ("/public/%3bx/../admin", PathProblem::EmptySegment),
+            ("//", PathProblem::LeadingSlashes),
+            ("//public/admin", PathProblem::LeadingSlashes),
+            ("//../a", PathProblem::LeadingSlashes),
         ] {
             assert_eq!(judged_path(target), Err(expected), "{target}");
         }
@@ -251,7 +272,7 @@ mod tests {
 
     #[test]
     fn the_normal_form_is_its_own() {
-        for target in ["/a/./b/%2e%2e/%7e//x/", "/%c3%a9/..", "//a//./"] {
+        for target in ["/a/./b/%2e%2e/%7e//x/", "/%c3%a9/..", "/a//./"] {
             let once = judged_path(target).unwrap().into_owned();
             assert_eq!(judged_path(&once).as_deref(), Ok(once.as_str()));
         }
