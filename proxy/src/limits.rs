@@ -19,6 +19,9 @@ pub const HEAD_BYTES: usize = 64 * 1024;
 /// Fields of a head. Envoy's default is 100; a few more, so that what passed Envoy passes here.
 pub const HEAD_FIELDS: usize = 128;
 
+/// Fields that `Connection` may name: each is compared with every field of the head. Real heads name one or two.
+pub const CONNECTION_OPTIONS: usize = 16;
+
 /// Empty lines in front of a request line that are skipped, as RFC 9112 section 2.2 asks for (at least one).
 pub const LEADING_EMPTY_LINES: usize = 4;
 
@@ -68,7 +71,7 @@ pub const H2_LOCAL_ERROR_RESETS: usize = 64;
 /// may be open at once. Each has cost the server a request.
 pub const H2_CANCELLED_STREAMS: u32 = 2 * H2_STREAMS;
 
-/// Request records waiting to be sent to the agent, some 500 bytes each. Further ones are counted and lost.
+/// Request records waiting to be sent to the agent, some 500 bytes each, 7 kB at most. Further ones are counted and lost.
 pub const RECORDS: usize = 8192;
 
 /// Bytes of a path or host that a record keeps.

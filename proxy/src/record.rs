@@ -115,7 +115,27 @@ impl Drop for Running<'_> {
     }
 }
 
-/// The part of a text that a record keeps.
-pub fn clip(text: Bytes) -> Bytes {
-    if text.len() > limits::RECORD_TEXT_BYTES { text.slice(..limits::RECORD_TEXT_BYTES) } else { text }
+/// What a record keeps of texts: copies, because a piece of a head keeps the whole head in memory, and records may
+/// wait for the agent.
+pub fn clip(texts: [&[u8]; 3]) -> [Bytes; 3] {
+    let texts = texts.map(|text| text.get(..limits::RECORD_TEXT_BYTES).unwrap_or(text));
+    let all = Bytes::from(texts.concat());
+    let mut end = 0;
+    texts.map(|text| {
+        end += text.len();
+        all.slice(end - text.len()..end)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_keeps_no_more_than_its_limit_in_memory() {
+        let head = Bytes::from(vec![b'x'; limits::HEAD_BYTES]);
+        let [method, path, host] = clip([b"GET", &head, b"a"]);
+        assert_eq!((&method[..], path.len(), &host[..]), (&b"GET"[..], limits::RECORD_TEXT_BYTES, &b"a"[..]));
+        assert!(head.try_into_mut().is_ok(), "the head is still held");
+    }
 }

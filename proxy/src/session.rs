@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use tokio::net::TcpStream;
 
 use crate::gate::{Gate, Judgement};
@@ -199,12 +199,8 @@ impl<C> Session<C> {
     }
 
     /// The record of a request that begins now: its method, path and host as they came.
-    pub(crate) fn record(
-        &self,
-        protocol: &'static str,
-        [method, path, host]: [Bytes; 3],
-        judgement: Judgement,
-    ) -> Record {
+    pub(crate) fn record(&self, protocol: &'static str, texts: [&[u8]; 3], judgement: Judgement) -> Record {
+        let [method, path, host] = clip(texts);
         let mut record = Record {
             time: SystemTime::now(),
             latency: Duration::ZERO,
@@ -213,9 +209,9 @@ impl<C> Session<C> {
             source_identity: 0,
             destination_identity: 0,
             protocol,
-            method: clip(method),
-            path: clip(path),
-            host: clip(host),
+            method,
+            path,
+            host,
             status: 0,
             grpc_status: -1,
             allowed: false,

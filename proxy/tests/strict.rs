@@ -155,6 +155,8 @@ fn ambiguous_hosts_targets_and_lines_are_refused() {
         ("Connection hides Host", "GET / HTTP/1.1\r\nHost: a\r\nConnection: host\r\n\r\n"),
         ("encoded slash", "GET /a/..%2fadmin HTTP/1.1\r\nHost: a\r\n\r\n"),
         ("backslash", "GET /a\\..\\admin HTTP/1.1\r\nHost: a\r\n\r\n"),
+        ("authority in the path", "GET //public/admin HTTP/1.1\r\nHost: a\r\n\r\n"),
+        ("parameter as a segment", "GET /public/;/../admin HTTP/1.1\r\nHost: a\r\n\r\n"),
         ("climbing out", "GET /../admin HTTP/1.1\r\nHost: a\r\n\r\n"),
         ("encoded NUL", "GET /a%00 HTTP/1.1\r\nHost: a\r\n\r\n"),
     ]));

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use crate::limits;
 use crate::refusal::Refusal;
 
 /// What `Connection` fields say, and what follows for the other fields.
@@ -47,6 +48,7 @@ impl Hop {
             () if NEVER_NAMED.iter().any(|name| is(name)) => {
                 return Err(Refusal::Malformed("Connection names a field that is not its own"));
             }
+            () if self.named.len() == limits::CONNECTION_OPTIONS => return Err(Refusal::HeadTooLarge),
             () => {
                 let name =
                     std::str::from_utf8(option).map_err(|_| Refusal::Malformed("Invalid Connection"))?;
@@ -157,5 +159,15 @@ mod tests {
             assert!(Hop::parse(&field(value)).is_err(), "{value}");
         }
         assert!(Hop::parse(&field("keep-alive, , X-Auth")).is_ok_and(|hop| hop.names("x-auth")));
+    }
+
+    #[test]
+    fn bounds_the_options() {
+        let parse = |count: usize| {
+            let value = "x,".repeat(count);
+            Hop::parse(&[httparse::Header { name: "connection", value: value.as_bytes() }]).map(|_| ())
+        };
+        assert_eq!(parse(limits::CONNECTION_OPTIONS), Ok(()));
+        assert_eq!(parse(limits::CONNECTION_OPTIONS + 1), Err(Refusal::HeadTooLarge));
     }
 }

@@ -107,8 +107,8 @@ impl RequestHead {
     }
 
     /// Method, path and host, for the record.
-    pub(crate) fn parts(&self) -> [Bytes; 3] {
-        [self.method.clone(), self.path.clone(), self.host.clone()]
+    pub(crate) fn parts(&self) -> [&[u8]; 3] {
+        [&self.method, &self.path, &self.host]
     }
 
     /// `HTTP/1.0` or `HTTP/1.1`.

@@ -201,12 +201,8 @@ impl<'a, C: Connect> Connection<'a, C> {
 
     /// Answers what is no request, or one that never got to a response.
     async fn refuse_last(&mut self, refusal: Refusal) -> End {
-        let (session, nothing) = (self.session, Bytes::new());
-        let record = session.record(
-            "HTTP/1.1",
-            [nothing.clone(), nothing.clone(), nothing],
-            session.gate.refuse(refusal),
-        );
+        let session = self.session;
+        let record = session.record("HTTP/1.1", [&[]; 3], session.gate.refuse(refusal));
         let mut running = Running::new(&session.thread.common.records, record);
         session.note_refusal(&mut running, refusal);
         self.write_last(refusal, false).await

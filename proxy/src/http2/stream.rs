@@ -79,9 +79,8 @@ impl Head {
         }
     }
 
-    fn texts(&self) -> [Bytes; 3] {
-        let copy = |text: &str| Bytes::copy_from_slice(text.as_bytes());
-        [copy(self.parts.method.as_str()), copy(self.target()), copy(&self.host)]
+    fn texts(&self) -> [&[u8]; 3] {
+        [self.parts.method.as_str(), self.target(), &self.host].map(str::as_bytes)
     }
 
     /// What is sent on: as it came. `h2` takes a request without authority only as one that was HTTP/1 before.
