@@ -267,9 +267,7 @@ async fn hand_over_loses_no_call_and_ends_no_stream() {
         }
     });
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let listener = shop.rig.listener.try_clone().unwrap();
-    let second = Rig::on(listener, shop.rig.server, 9090, Timeouts::default());
-    second.policies.install(shop.rig.policies.current().unwrap());
+    let second = shop.rig.successor();
     shop.rig.retire.send_replace(true);
     tokio::time::sleep(Duration::from_millis(700)).await;
     stop.store(true, Ordering::SeqCst);

@@ -129,8 +129,7 @@ fn hand_over_loses_nothing() {
         })
         .collect();
     std::thread::sleep(Duration::from_millis(300));
-    let second = Rig::on(first.listener.try_clone().unwrap(), origin.address, 8080, Timeouts::default());
-    second.policies.install(first.policies.current().unwrap());
+    let second = first.successor();
     first.retire.send_replace(true);
     std::thread::sleep(Duration::from_millis(500));
     stop.store(true, Ordering::SeqCst);

@@ -52,6 +52,7 @@ pub(crate) struct Rig {
     pub(crate) address: SocketAddr,
     /// Where the proxy connects to.
     pub(crate) server: SocketAddr,
+    port: u16,
     pub(crate) policies: Arc<Policies>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) sources: Arc<Mutex<Vec<Source>>>,
@@ -91,6 +92,26 @@ impl Rig {
         timeouts: Timeouts,
         connections: usize,
     ) -> Self {
+        Self::start(listener, server, port, timeouts, connections, Arc::default())
+    }
+
+    /// Another thread for the same listener, with the same snapshot from its start on.
+    pub(crate) fn successor(&self) -> Self {
+        let policies = Arc::new(Policies::default());
+        policies.install(self.policies.current().unwrap());
+        let listener = self.listener.try_clone().unwrap();
+        let connections = proxy::limits::CONNECTIONS_PER_THREAD;
+        Self::start(listener, self.server, self.port, Timeouts::default(), connections, policies)
+    }
+
+    fn start(
+        listener: TcpListener,
+        server: SocketAddr,
+        port: u16,
+        timeouts: Timeouts,
+        connections: usize,
+        policies: Arc<Policies>,
+    ) -> Self {
         let counters = Arc::new(Counters::default());
         let (sink, mut queue) = RecordSink::new(counters.clone());
         let (sender, records) = mpsc::channel();
@@ -101,7 +122,6 @@ impl Rig {
                 }
             }
         });
-        let policies = Arc::new(Policies::default());
         let common = Common {
             policies: policies.clone(),
             records: sink,
@@ -122,6 +142,7 @@ impl Rig {
         Self {
             address,
             server,
+            port,
             policies,
             counters,
             sources,
@@ -267,6 +288,7 @@ impl Client {
             match self.0.read(&mut buffer) {
                 Ok(0) => break,
                 Ok(n) => got.extend_from_slice(&buffer[..n]),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) => panic!("{error} after {:?}", String::from_utf8_lossy(&got)),
             }
         }
@@ -310,7 +332,11 @@ pub(crate) fn read_head(stream: &mut TcpStream) -> std::io::Result<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
-        if stream.read(&mut byte)? == 0 {
+        let read = match stream.read(&mut byte) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            read => read?,
+        };
+        if read == 0 {
             let got = String::from_utf8_lossy(&head).into_owned();
             return Err(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, got));
         }
@@ -405,6 +431,7 @@ impl Peer {
             let mut byte = [0];
             match self.stream.read(&mut byte) {
                 Ok(1) => head.push(byte[0]),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
                 _ => return None,
             }
             self.note(&byte);
