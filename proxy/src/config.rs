@@ -37,9 +37,6 @@ pub struct Options {
     /// Folder of the pinned maps [default: /sys/fs/bpf/selvage]
     #[arg(long, value_name = "DIR")]
     pin_dir: Option<PathBuf>,
-    /// Accepted and not used: the other programs of the node have it
-    #[arg(long, value_name = "DIR")]
-    source_dir: Option<PathBuf>,
     /// Worker threads, each with a listener of its own [default: one for each core]
     #[arg(long, value_name = "N")]
     threads: Option<u32>,
@@ -133,7 +130,6 @@ impl Options {
             state_dir: self.state_dir.or(file.state_dir),
             run_dir: self.run_dir.or(file.run_dir),
             pin_dir: self.pin_dir.or(file.pin_dir),
-            source_dir: self.source_dir.or(file.source_dir),
             threads: self.threads.or(file.threads),
             worker_uid: self.worker_uid.or(file.worker_uid),
             drain_seconds: self.drain_seconds.or(file.drain_seconds),
