@@ -80,7 +80,7 @@ pub fn lock_state(config: &Config) -> Result<StateLock, AgentError> {
 /// # Errors
 /// See [`AgentError`].
 pub async fn run(config: &Config, _lock: &StateLock) -> Result<(), AgentError> {
-    let source = Arc::new(FolderSource::start(&config.source_dir));
+    let source = Arc::new(FolderSource::start(&config.source_dir, &names::taken_manifests(config)));
     let (reconciler, handle) = Reconciler::open(config, source)?;
     let flows = Arc::new(Flows::new(&config.node_name));
     let events = datapath::Events::open(&config.pin_dir)?;

@@ -49,6 +49,11 @@ pub fn known_nodes(config: &Config) -> PathBuf {
     config.state_dir.join("nodes.json")
 }
 
+/// Which manifests of the folder source were ever taken.
+pub fn taken_manifests(config: &Config) -> PathBuf {
+    config.state_dir.join("manifests.json")
+}
+
 /// Held by the one agent of the state folder.
 pub fn lock(config: &Config) -> PathBuf {
     config.state_dir.join("agent.lock")

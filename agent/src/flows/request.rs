@@ -16,10 +16,15 @@ use super::convert;
 
 /// Hubble's number of an access log record.
 const EVENT_L7: i32 = 129;
+/// Longest method, host or path that is kept, in bytes. A pod chooses them, and thousands of records are kept.
+const MAX_TEXT: usize = 1024;
 /// What the proxy calls a refusal by a rule.
 const POLICY_DENIED: &str = "policy_denied";
 
-pub(super) fn flow(snapshot: &Snapshot, node_name: &str, record: RequestRecord) -> Flow {
+pub(super) fn flow(snapshot: &Snapshot, node_name: &str, mut record: RequestRecord) -> Flow {
+    for text in [&mut record.method, &mut record.host, &mut record.path, &mut record.protocol] {
+        shorten(text);
+    }
     let (source, destination) = (address(&record.source), address(&record.destination));
     let (egress_allowed_by, egress_denied_by) =
         side(record.egress_origin.as_ref(), Direction::Egress, record.egress_allowed);
@@ -63,6 +68,15 @@ pub(super) fn flow(snapshot: &Snapshot, node_name: &str, record: RequestRecord) 
         egress_denied_by,
         ingress_denied_by,
         ..Flow::default()
+    }
+}
+
+/// Cuts off what is too long, and says so.
+fn shorten(text: &mut String) {
+    if text.len() > MAX_TEXT {
+        text.truncate(text.floor_char_boundary(MAX_TEXT));
+        text.push_str("...");
+        text.shrink_to_fit();
     }
 }
 
@@ -155,6 +169,14 @@ mod tests {
             (200, "DELETE", "http://api:8080/api")
         );
         assert_eq!(flow.time.unwrap().seconds, 1_500_000_000);
+    }
+
+    #[test]
+    fn a_long_path_is_cut_off_between_characters() {
+        let path = "/é".repeat(MAX_TEXT);
+        let flow = flow(&Snapshot::default(), "n", RequestRecord { path, ..record(true, None) });
+        let Some(Record::Http(http)) = flow.l7.unwrap().record else { panic!() };
+        assert!(http.url.ends_with("/...") && http.url.len() < MAX_TEXT + 64, "{}", http.url.len());
     }
 
     #[test]

@@ -273,6 +273,9 @@ impl<S: Source> Reconciler<S> {
         }
         self.dirty = true;
         self.stale = true;
+        for waiter in self.waiters.extract_if(.., |waiter| waiter.address == known.address) {
+            let _ = waiter.reply.send(Err(CniError::Unknown(key.clone())));
+        }
         if !known.pod_name.is_empty() {
             let pod = PodName::new(&known.pod_namespace, &known.pod_name);
             self.publisher.announce(Announcement::PodGone(pod, vec![known.address]));

@@ -33,7 +33,8 @@ impl<S: Source> Reconciler<S> {
             );
         }
         self.installed = next;
-        self.stale = false;
+        // A second time then has nothing to remove.
+        self.stale = plan.made_room();
         self.problems.retry.clear();
         self.problems.kernel = plan
             .no_room

@@ -1,9 +1,10 @@
 //! What the proxy has not yet taken over must not be sent to it: it would be judged by older rules.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use policy::{EndpointPolicy, Ruleset, Snapshot, SnapshotParts};
+use policy::{EndpointPolicy, IdentityId, Ruleset, Snapshot, SnapshotParts};
 use prost::Message as _;
 
 /// What a proxy judges requests by.
@@ -30,7 +31,14 @@ impl Judge {
     }
 
     /// Whether it judges requests to and from this pod by these very rules.
-    fn agrees(&self, endpoint: &EndpointPolicy, ruleset: &Ruleset) -> bool {
+    ///
+    /// `moved`: whom it takes addresses for, and who they are now. Where a rule tells the two apart, it would judge
+    /// one by what is granted to the other.
+    fn agrees(&self, moved: &Moved, endpoint: &EndpointPolicy, ruleset: &Ruleset) -> bool {
+        let mut rules = ruleset.ingress.rules.iter().chain(&ruleset.egress.rules);
+        if rules.any(|rule| moved.iter().any(|&(a, b)| rule.peers.contains(a) != rule.peers.contains(b))) {
+            return false;
+        }
         match self {
             Self::Nothing => true,
             Self::Unknown => false,
@@ -42,16 +50,33 @@ impl Judge {
     }
 }
 
+/// Identities of addresses: (as the judge has it, as the snapshot has it), where they differ.
+type Moved = BTreeSet<(IdentityId, IdentityId)>;
+
+fn moved(judge: &Judge, snapshot: &Arc<Snapshot>) -> Moved {
+    match judge {
+        Judge::Snapshot(known) if !Arc::ptr_eq(known, snapshot) && known.addresses != snapshot.addresses => {
+            let addresses = known.addresses.keys().chain(snapshot.addresses.keys());
+            let both = addresses.map(|&address| (known.identity_of(address), snapshot.identity_of(address)));
+            both.filter(|(a, b)| a != b).collect()
+        }
+        _ => Moved::new(),
+    }
+}
+
 /// The snapshot as the kernel may enforce it now: L7 rules that not every judge has are left out, so that what only they
 /// allow is denied. Also the pods concerned, as "namespace/name"; if there are none, it is the snapshot itself.
 pub(super) fn enforceable(snapshot: &Arc<Snapshot>, judges: &[Judge]) -> (Arc<Snapshot>, Vec<String>) {
+    let judges: Vec<(&Judge, Moved)> = judges.iter().map(|judge| (judge, moved(judge, snapshot))).collect();
     let mut concerned = Vec::new();
     let mut parts: Option<SnapshotParts> = None;
     for (index, endpoint) in snapshot.endpoints.iter().enumerate() {
         let Some(ruleset) = snapshot.ruleset_of(endpoint).filter(|_| endpoint.node == snapshot.node) else {
             continue;
         };
-        if !judges_requests(ruleset) || judges.iter().all(|judge| judge.agrees(endpoint, ruleset)) {
+        if !judges_requests(ruleset)
+            || judges.iter().all(|(judge, moved)| judge.agrees(moved, endpoint, ruleset))
+        {
             continue;
         }
         concerned.push(format!("{}/{}", endpoint.namespace, endpoint.name));
@@ -155,6 +180,18 @@ mod tests {
             assert!(Arc::ptr_eq(&enforceable, &new) && concerned.is_empty());
             assert_eq!(verdict(&enforceable, 80), Verdict::Redirected);
         }
+    }
+
+    #[test]
+    fn a_judge_that_takes_a_client_for_another_is_not_asked() {
+        let new = snapshot(Some("/new"));
+        // The same rules, but the client's address was another pod's when the judge heard of it.
+        let mut parts = SnapshotParts::clone(&new);
+        parts.addresses.insert(IpAddr::from(CLIENT), policy::identity::WORLD);
+        let old = Judge::Snapshot(Arc::new(Snapshot::from_parts(parts).unwrap()));
+        let (enforceable, concerned) = enforceable(&new, &[old]);
+        assert_eq!((verdict(&enforceable, 80), concerned.len()), (Verdict::Denied, 1));
+        assert_eq!(verdict(&enforceable, 81), Verdict::Allowed);
     }
 
     #[test]

@@ -204,7 +204,7 @@ impl<S: Source> Reconciler<S> {
                 self.compile();
             }
             self.take_acknowledged(now);
-            if self.stale && self.retry_at.is_none() {
+            while self.stale && self.retry_at.is_none() {
                 self.flip();
             }
             // What changed while a snapshot was on its way to the proxy is the next one.

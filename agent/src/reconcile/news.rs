@@ -72,8 +72,7 @@ impl<S: Source> Reconciler<S> {
                 if let Some(gone) = self.proxies.remove(&id) {
                     tracing::info!(pid = gone.state.pid, "a proxy is gone");
                     // One that could not store its snapshot is followed by one that judges by an older one.
-                    self.last_judge =
-                        if gone.state.error.is_empty() { gone.judge } else { Judge::Unknown };
+                    self.last_judge = if gone.state.error.is_empty() { gone.judge } else { Judge::Unknown };
                     self.stale = true;
                 }
             }

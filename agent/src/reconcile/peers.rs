@@ -40,11 +40,7 @@ pub(super) fn build(
                 None
             }
         });
-        routes.push(PeerNode {
-            addresses: node.addresses.clone(),
-            pod_ranges,
-            reachable: peer.is_some(),
-        });
+        routes.push(PeerNode { addresses: node.addresses.clone(), pod_ranges, reachable: peer.is_some() });
         peers.extend(peer);
     }
     (routes, peers)

@@ -114,8 +114,7 @@ impl<S: Source> Reconciler<S> {
             return Ok(false);
         };
         let mut network = NodeNetwork::set_up(&self.config, node).await?;
-        let (routes, _) =
-            peers::build(&self.config, &records, self.known_nodes.status(), &mut Vec::new());
+        let (routes, _) = peers::build(&self.config, &records, self.known_nodes.status(), &mut Vec::new());
         network.set_peers(&routes).await?;
         tracing::info!(uplink = network.uplink.name, address = %network.address, mtu = network.mtu, "node set up");
         self.problems.retry.clear();
@@ -235,8 +234,7 @@ impl<S: Source> Reconciler<S> {
             let mut of_pod = allocations.values().filter(|allocation| {
                 allocation.pod_namespace == pod.namespace && allocation.pod_name == pod.name
             });
-            let is_used =
-                of_pod.any(|allocation| status.addresses.contains(&allocation.address));
+            let is_used = of_pod.any(|allocation| status.addresses.contains(&allocation.address));
             if !is_used {
                 self.publisher.announce(Announcement::PodGone(pod.clone(), status.addresses.clone()));
             }
@@ -258,8 +256,7 @@ impl<S: Source> Reconciler<S> {
     pub(super) async fn update_peers(&mut self) {
         let (Some(network), Some(records)) = (&mut self.network, &self.records) else { return };
         let mut problems = Vec::new();
-        let (routes, peers) =
-            peers::build(&self.config, records, self.known_nodes.status(), &mut problems);
+        let (routes, peers) = peers::build(&self.config, records, self.known_nodes.status(), &mut problems);
         if let Err(error) = network.set_peers(&routes).await {
             tracing::error!(%error, "routes to the other nodes are not complete; they will be tried again");
             problems

@@ -22,13 +22,17 @@ use super::{Announcement, PodName, PublishError, Records, Source};
 const DEBOUNCE: Duration = Duration::from_millis(2);
 /// The folder is read this often without an event too: for file systems without inotify, overflows, mounts over it.
 const RESCAN: Duration = Duration::from_secs(5);
+/// A file that nobody closed is left alone for this long after a change. Writers take milliseconds; what was written
+/// without an event is read after this time.
+const SETTLE: Duration = Duration::from_secs(1);
 /// Room for some hundred events; if it is too small, the kernel keeps the rest for the next read.
 const EVENT_BUFFER: usize = 16 << 10;
 
 /// Cluster state in a folder.
 pub struct FolderSource {
     folder: PathBuf,
-    readings: watch::Sender<Option<Arc<Records>>>,
+    /// Only the task has the other end, so that its death is seen.
+    readings: watch::Receiver<Option<Arc<Records>>>,
     task: JoinHandle<()>,
 }
 
@@ -39,16 +43,17 @@ impl Drop for FolderSource {
 }
 
 impl FolderSource {
-    /// Starts to watch. Needs a tokio runtime of several threads. A folder that does not exist yet is waited for.
-    pub fn start(folder: &Path) -> Self {
-        let (readings, _) = watch::channel(None);
-        let task = tokio::spawn(watch_folder(folder.to_owned(), readings.clone()));
+    /// Starts to watch. Needs a tokio runtime of several threads. A folder that does not exist yet is waited for. In
+    /// `record` stands which of its files were taken, for the next process.
+    pub fn start(folder: &Path, record: &Path) -> Self {
+        let (sender, readings) = watch::channel(None);
+        let reader = Reader::new(folder).settling(SETTLE).recording(record.to_owned());
+        let task = tokio::spawn(watch_folder(folder.to_owned(), reader, sender));
         Self { folder: folder.to_owned(), readings, task }
     }
 }
 
-async fn watch_folder(folder: PathBuf, readings: watch::Sender<Option<Arc<Records>>>) {
-    let mut reader = Reader::new(&folder);
+async fn watch_folder(folder: PathBuf, mut reader: Reader, readings: watch::Sender<Option<Arc<Records>>>) {
     let mut touched = HashSet::new();
     let mut events = None;
     loop {
@@ -66,7 +71,8 @@ async fn watch_folder(folder: PathBuf, readings: watch::Sender<Option<Arc<Record
             });
         }
         touched.clear();
-        if !wait_for_events(&mut events, &mut touched).await {
+        let limit = if reader.is_waiting() { SETTLE } else { RESCAN };
+        if !wait_for_events(&mut events, &mut touched, limit).await {
             events = None;
         }
     }
@@ -75,12 +81,16 @@ async fn watch_folder(folder: PathBuf, readings: watch::Sender<Option<Arc<Record
 type Events = EventStream<Vec<u8>>;
 
 /// Waits for the first event and then for all that follow at once. False if the watch is broken or incomplete.
-async fn wait_for_events(events: &mut Option<Events>, touched: &mut HashSet<OsString>) -> bool {
+async fn wait_for_events(
+    events: &mut Option<Events>,
+    touched: &mut HashSet<OsString>,
+    limit: Duration,
+) -> bool {
     let Some(stream) = events else {
-        tokio::time::sleep(RESCAN).await;
+        tokio::time::sleep(limit).await;
         return false;
     };
-    let Ok(first) = tokio::time::timeout(RESCAN, stream.next()).await else {
+    let Ok(first) = tokio::time::timeout(limit, stream.next()).await else {
         // The folders may have been replaced by others of the same name, which the old watches do not see.
         return false;
     };
@@ -136,7 +146,7 @@ fn watch_folders(folder: &Path) -> Option<Events> {
 
 impl Source for FolderSource {
     fn watch(&self) -> watch::Receiver<Option<Arc<Records>>> {
-        self.readings.subscribe()
+        self.readings.clone()
     }
 
     async fn publish(&self, announcement: &Announcement) -> Result<(), PublishError> {

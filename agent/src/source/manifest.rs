@@ -136,7 +136,9 @@ fn read_document(document: Value, index: usize, parsed: &mut Parsed) -> Result<(
         return Ok(());
     }
     if document["kind"] == "List" {
-        let Value::Array(items) = document["items"].clone() else { return Ok(()) };
+        let Value::Array(items) = document["items"].clone() else {
+            return Err(format!("document {}: List: items: a sequence is needed", index + 1));
+        };
         return items.into_iter().try_for_each(|item| read_document(item, index, parsed));
     }
     let head: Head = read(&document).map_err(|why| format!("document {}: {why}", index + 1))?;

@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use policy::Problem;
 use serde::de::DeserializeOwned;
@@ -37,6 +38,8 @@ struct Files<T> {
     folder: PathBuf,
     suffix: &'static str,
     files: BTreeMap<String, Kept<T>>,
+    /// The last reading left files alone that had just changed.
+    unsettled: bool,
 }
 
 /// The folder as it was last read.
@@ -47,6 +50,10 @@ pub(super) struct Reader {
     /// Why the newest listing is not taken.
     trouble: Option<String>,
     has_read: bool,
+    settle: Duration,
+    /// Where it is recorded which manifests were ever taken, and what stands there.
+    record: Option<PathBuf>,
+    taken: BTreeSet<String>,
 }
 
 impl Reader {
@@ -57,7 +64,28 @@ impl Reader {
             pods: Files::new(folder.join(status::PODS), ".json"),
             trouble: None,
             has_read: false,
+            settle: Duration::ZERO,
+            record: None,
+            taken: BTreeSet::new(),
         }
+    }
+
+    /// A file that changed less than `settle` ago is left alone until it is touched, or that time is over: its writer
+    /// may be in the midst of it, and half a manifest may allow what the whole one denies.
+    pub(super) fn settling(self, settle: Duration) -> Self {
+        Self { settle, ..self }
+    }
+
+    /// Records in `file` which manifests were taken. The last good version of one that was broken since is lost with the
+    /// process that read it; a reader that starts with such a file reads nothing, for a policy must not vanish.
+    pub(super) fn recording(self, file: PathBuf) -> Self {
+        let taken = fs::read(&file).ok().and_then(|json| serde_json::from_slice(&json).ok());
+        Self { record: Some(file), taken: taken.unwrap_or_default(), ..self }
+    }
+
+    /// Whether files were left alone that are to be looked at soon.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.manifests.unsettled || self.nodes.unsettled || self.pods.unsettled
     }
 
     /// Reads what has changed, and the files in `touched` in any case. `None` if nothing was ever read.
@@ -75,16 +103,46 @@ impl Reader {
         if manifests.is_empty() {
             return Err("no *.yaml in it".to_owned());
         }
-        self.manifests.read(manifests, touched, manifest::parse);
+        // The first time nothing is known that could stay as it is.
+        let settle = if self.has_read { self.settle } else { Duration::ZERO };
+        self.manifests.read(manifests, touched, settle, manifest::parse);
+        if !self.has_read {
+            self.refuse_broken()?;
+        }
         self.has_read = true;
+        self.record_taken();
         // Without these folders nobody has announced anything yet, or they are gone for a moment.
         if let Ok(nodes) = self.nodes.list() {
-            self.nodes.read(nodes, touched, read_json);
+            self.nodes.read(nodes, touched, settle, read_json);
         }
         if let Ok(pods) = self.pods.list() {
-            self.pods.read(pods, touched, read_json);
+            self.pods.read(pods, touched, settle, read_json);
         }
         Ok(())
+    }
+
+    fn refuse_broken(&self) -> Result<(), String> {
+        for (name, file) in &self.manifests.files {
+            if let (Some(why), true) = (&file.error, self.taken.contains(name)) {
+                return Err(format!(
+                    "{name} was in force and cannot be read now, correct or delete it: {why}"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn record_taken(&mut self) {
+        let Some(record) = &self.record else { return };
+        let taken: BTreeSet<String> = self.manifests.contents().map(|(name, _)| name.clone()).collect();
+        if taken == self.taken {
+            return;
+        }
+        let json = serde_json::to_vec(&taken).unwrap_or_default();
+        match host::file::write(record, &json, 0o600) {
+            Ok(()) => self.taken = taken,
+            Err(error) => tracing::warn!(%error, "not recorded which manifests are in force"),
+        }
     }
 
     fn records(&self) -> Records {
@@ -166,7 +224,7 @@ fn stem<'a>(file: &'a str, suffix: &str) -> &'a str {
 
 impl<T> Files<T> {
     fn new(folder: PathBuf, suffix: &'static str) -> Self {
-        Self { folder, suffix, files: BTreeMap::new() }
+        Self { folder, suffix, files: BTreeMap::new(), unsettled: false }
     }
 
     /// Names and stamps of the files that are there now. Hidden ones are others' work in progress.
@@ -197,14 +255,22 @@ impl<T> Files<T> {
         &mut self,
         found: BTreeMap<String, Stamp>,
         touched: &HashSet<OsString>,
+        settle: Duration,
         parse: impl Fn(&str) -> Result<T, String>,
     ) {
         let names: BTreeSet<&String> = found.keys().collect();
         self.files.retain(|name, _| names.contains(name));
+        self.unsettled = false;
         for (name, stamp) in found {
-            let known = self.files.get(&name).is_some_and(|file| file.stamp == stamp);
-            if known && !touched.contains(&OsString::from(&name)) {
-                continue;
+            if !touched.contains(&OsString::from(&name)) {
+                let known = self.files.get(&name).is_some_and(|file| file.stamp == stamp);
+                if known {
+                    continue;
+                }
+                if changed_within(stamp, settle) {
+                    self.unsettled = true;
+                    continue;
+                }
             }
             let read = read_limited(&self.folder.join(&name), stamp.1).and_then(|text| parse(&text));
             let file = self.files.entry(name).or_insert(Kept { stamp, content: None, error: None });
@@ -228,6 +294,16 @@ impl<T> Files<T> {
             problems.push(Problem { location: name.clone(), message: format!("{why}; {kept}") });
         }
     }
+}
+
+/// By its modification time; one in the future says nothing.
+fn changed_within(stamp: Stamp, time: Duration) -> bool {
+    let (Ok(seconds), Ok(nanoseconds)) = (u64::try_from(stamp.2), u64::try_from(stamp.3)) else {
+        return false;
+    };
+    let changed = Duration::from_secs(seconds).saturating_add(Duration::from_nanos(nanoseconds));
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    now.checked_sub(changed).is_some_and(|age| age < time)
 }
 
 fn read_limited(path: &Path, size: u64) -> Result<String, String> {
@@ -309,6 +385,44 @@ mod tests {
         fixture.remove("never.yaml");
         assert_eq!(fixture.pods(), ["two"]);
         assert_eq!(fixture.read().problems, []);
+    }
+
+    #[test]
+    fn a_file_that_was_in_force_is_not_left_out_after_a_restart() {
+        let mut fixture = Fixture::new();
+        let record = fixture.folder.path().join("record");
+        fixture.reader = Reader::new(fixture.folder.path()).recording(record.clone());
+        fixture.write("a.yaml", &pod("one"));
+        fixture.write("never.yaml", "{");
+        assert_eq!(fixture.pods(), ["one"]);
+        fixture.write("a.yaml", "kind: [unfinished");
+        assert_eq!(fixture.pods(), ["one"]);
+
+        fixture.reader = Reader::new(fixture.folder.path()).recording(record.clone());
+        assert!(fixture.reader.read(&HashSet::new()).is_none(), "its last good version is lost");
+        fixture.write("a.yaml", &pod("two"));
+        assert_eq!(fixture.pods(), ["two"], "never.yaml was never in force");
+
+        fixture.write("a.yaml", "kind: [unfinished");
+        fixture.reader = Reader::new(fixture.folder.path()).recording(record);
+        fixture.remove("a.yaml");
+        assert_eq!(fixture.pods(), [""; 0]);
+    }
+
+    #[test]
+    fn a_file_in_the_midst_of_being_written_is_left_alone() {
+        let mut fixture = Fixture::new();
+        fixture.reader = Reader::new(fixture.folder.path()).settling(Duration::from_secs(60));
+        fixture.write("a.yaml", &pod("one"));
+        assert_eq!(fixture.pods(), ["one"], "the first reading takes what is there");
+        fixture.write("a.yaml", "");
+        fixture.write("b.yaml", &pod("two"));
+        assert_eq!(fixture.pods(), ["one"]);
+        assert!(fixture.reader.is_waiting());
+        let both = HashSet::from(["a.yaml".into(), "b.yaml".into()]);
+        let records = fixture.reader.read(&both).unwrap();
+        assert_eq!(records.pods.keys().map(|name| name.name.as_str()).collect::<Vec<_>>(), ["two"]);
+        assert!(!fixture.reader.is_waiting());
     }
 
     #[test]

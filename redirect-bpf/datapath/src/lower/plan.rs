@@ -71,6 +71,12 @@ impl Plan {
             && self.remove.is_empty()
     }
 
+    /// Whether endpoints were closed for want of room while others' rules were removed: the same snapshot planned again
+    /// may have room for them now.
+    pub fn made_room(&self) -> bool {
+        !self.no_room.is_empty() && !self.remove.is_empty()
+    }
+
     /// Carries it out. Who an address is comes first: nothing is granted to an identity before it has left the
     /// addresses that lost it.
     ///

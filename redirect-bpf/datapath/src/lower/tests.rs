@@ -328,9 +328,14 @@ fn without_room_an_endpoint_is_closed_and_said_so() {
     let full = vec![rules[0]; layout::limits::RULES as usize - 100];
     let installed = Installed::adopt(&full, [], [], []);
     let small = example();
-    let (plan, _) = installed.plan(&snapshot(&[large(0), small], &[0, 1]), &attached(2), &mut origins);
+    let wanted = snapshot(&[large(0), small], &[0, 1]);
+    let (plan, next) = installed.plan(&wanted, &attached(2), &mut origins);
     assert_eq!(plan.no_room, [address(1)]);
     let rulesets: Vec<_> =
         plan.endpoints.iter().map(|(_, endpoint)| (endpoint.ruleset, endpoint.flags)).collect();
     assert_eq!(rulesets, [(CLOSED_RULESET, 3), (2, endpoint_flag::ENFORCE_INGRESS)]);
+    // What an earlier process left is gone now.
+    assert!(plan.made_room());
+    let (again, _) = next.plan(&wanted, &attached(2), &mut origins);
+    assert_eq!((again.no_room.len(), again.endpoints.len(), again.made_room()), (0, 1, false));
 }
