@@ -22,7 +22,7 @@ macro_rules! counters {
 counters! {
     /// Connections accepted.
     accepted;
-    /// Reset at once: the thread serves as many as it may.
+    /// Reset at once: the thread serves as many as it may, or the client has its share of them.
     connections_over_limit;
     /// `accept` failed for want of descriptors or memory.
     accept_failed;

@@ -10,6 +10,12 @@ pub const LISTEN_BACKLOG: i32 = 4096;
 /// full. One more is reset at once, which its client sees; waiting in the queue would look like a dead server.
 pub const CONNECTIONS_PER_THREAD: usize = 20_000;
 
+/// How many of a thread's connections one client may have: a pod that opens all it can must leave room for the others
+/// of its node, and a gateway that carries most of the node's traffic must still fit.
+pub const fn client_share(connections: usize) -> usize {
+    connections - connections / 4
+}
+
 /// Descriptors of a worker that are not for connections: listeners, runtimes, files, the agent.
 pub const OTHER_DESCRIPTORS: u64 = 1024;
 

@@ -98,14 +98,14 @@ impl<C: Connect> Slot<C> {
         };
         counters.accepted.add();
         let Ok(local) = stream.local_addr() else { return };
-        if self.thread.connections() >= self.thread.common.connections {
+        let Some(place) = self.thread.admit(client.ip()) else {
             counters.connections_over_limit.add();
             // Reset, so that the client knows at once.
             let _ = socket2::SockRef::from(&stream).set_linger(Some(std::time::Duration::ZERO));
             return;
-        }
+        };
         let destination = self.destination.unwrap_or(local);
-        let (place, thread) = (self.thread.admit(), self.thread.clone());
+        let thread = self.thread.clone();
         spawn_local(async move {
             session::serve(thread, stream, client, destination).await;
             drop(place);

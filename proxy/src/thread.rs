@@ -2,7 +2,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::collections::hash_map::Entry;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 
 use crate::counters::Counters;
-use crate::limits::Timeouts;
+use crate::limits::{self, Timeouts};
 use crate::policies::Policies;
 use crate::record::RecordSink;
 
@@ -44,15 +45,26 @@ pub struct Thread<C> {
     next_id: Cell<u64>,
     live: RefCell<HashMap<Tuple, Rc<Live>>>,
     count: Cell<usize>,
+    /// How many of them each client has; those with none are not in it.
+    clients: RefCell<HashMap<IpAddr, usize>>,
 }
 
 /// The place of one connection among those of its thread.
 #[derive(Debug)]
-pub(crate) struct Place<C>(Rc<Thread<C>>);
+pub(crate) struct Place<C> {
+    thread: Rc<Thread<C>>,
+    client: IpAddr,
+}
 
 impl<C> Drop for Place<C> {
     fn drop(&mut self) {
-        self.0.count.set(self.0.count.get() - 1);
+        self.thread.count.set(self.thread.count.get() - 1);
+        if let Entry::Occupied(mut own) = self.thread.clients.borrow_mut().entry(self.client) {
+            *own.get_mut() -= 1;
+            if *own.get() == 0 {
+                own.remove();
+            }
+        }
     }
 }
 
@@ -181,6 +193,7 @@ impl<C> Thread<C> {
             next_id: Cell::new(0),
             live: RefCell::default(),
             count: Cell::new(0),
+            clients: RefCell::default(),
         })
     }
 
@@ -189,10 +202,17 @@ impl<C> Thread<C> {
         self.count.get()
     }
 
-    /// Counts a connection, from before its task first runs until after it has ended, however it ends.
-    pub(crate) fn admit(self: &Rc<Self>) -> Place<C> {
+    /// Counts a connection of `client`, from before its task first runs until after it has ended, however it ends.
+    /// None: the thread is full, or the client has its share of it.
+    pub(crate) fn admit(self: &Rc<Self>, client: IpAddr) -> Option<Place<C>> {
+        let most = self.common.connections;
+        let own = self.clients.borrow().get(&client).copied().unwrap_or_default();
+        if self.connections() >= most || own >= limits::client_share(most) {
+            return None;
+        }
         self.count.set(self.count.get() + 1);
-        Place(self.clone())
+        self.clients.borrow_mut().insert(client, own + 1);
+        Some(Place { thread: self.clone(), client })
     }
 
     /// Enters a connection; also gives the one that it replaces.
