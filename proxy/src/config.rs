@@ -149,13 +149,18 @@ impl Options {
             let problem = format!("must be at most {LONGEST_DRAIN}, is {drain_seconds}");
             return Err(ConfigError::Invalid { field: "drain_seconds", problem });
         }
+        let worker_uid = self.worker_uid.unwrap_or(WORKER_UID);
+        if worker_uid == 0 {
+            let problem = "must not be 0: what parses the bytes of pods does not run as root".to_owned();
+            return Err(ConfigError::Invalid { field: "worker_uid", problem });
+        }
         Ok(Config {
             node_name: self.node_name.unwrap_or_else(host_name),
             state_dir: path(self.state_dir, "/var/lib/selvage"),
             run_dir: path(self.run_dir, "/run/selvage"),
             pin_dir: path(self.pin_dir, "/sys/fs/bpf/selvage"),
             threads,
-            worker_uid: self.worker_uid.unwrap_or(WORKER_UID),
+            worker_uid,
             drain_seconds,
         })
     }
@@ -222,5 +227,7 @@ mod tests {
         assert!(unknown.contains("thread"), "{unknown}");
         let zero = parse(&["--threads", "0"]).unwrap_err().to_string();
         assert!(zero.starts_with("threads: "), "{zero}");
+        let root = parse(&["--worker-uid", "0"]).unwrap_err().to_string();
+        assert!(root.starts_with("worker_uid: "), "{root}");
     }
 }

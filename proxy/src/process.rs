@@ -39,7 +39,7 @@ pub fn run_as_master(config: &Config, worker_args: Vec<OsString>) -> anyhow::Res
         name: "mesh-proxy",
         handover_socket: config.handover_socket(),
         worker_args,
-        worker_user: (config.worker_uid != 0).then_some(config.worker_uid),
+        worker_user: Some(config.worker_uid),
         worker_capabilities: vec![Capability::NetRaw, Capability::NetBindService],
         drain_limit: config.drain() + DRAIN_GRACE,
     };
