@@ -78,3 +78,25 @@ impl Refusal {
         matches!(self, Self::Denied | Self::NoSnapshot)
     }
 }
+
+/// Whether a field of a request's trailers is refused.
+pub(crate) fn is_refused_trailer(name: &[u8]) -> bool {
+    REFUSED_TRAILERS.contains(&name)
+}
+
+/// Fields that would frame or route the message, or change who it is from, if a server merged them into the head
+/// (RFC 9110 section 6.5.1).
+const REFUSED_TRAILERS: [&[u8]; 12] = [
+    b"content-length",
+    b"transfer-encoding",
+    b"host",
+    b"connection",
+    b"upgrade",
+    b"te",
+    b"trailer",
+    b"expect",
+    b"content-encoding",
+    b"content-type",
+    b"authorization",
+    b"cookie",
+];

@@ -111,6 +111,29 @@ async fn nothing_is_added_and_trailers_pass_both_ways() {
 }
 
 #[tokio::test]
+async fn trailers_that_would_change_a_judged_head_are_not_passed_on() {
+    let (address, mut requests) = origin().await;
+    let rig = open(address, Timeouts::default());
+    let mut client = client(&rig).await;
+    let request = Request::put("http://api.example/open").body(()).unwrap();
+    let (response, mut body) = client.send_request(request, false).unwrap();
+    body.send_data("abc".into(), false).unwrap();
+    body.send_trailers(HeaderMap::from_iter([("authorization".parse().unwrap(), "x".parse().unwrap())]))
+        .unwrap();
+    let (request, _respond) = within(requests.recv()).await.unwrap();
+    let mut upload = request.into_body();
+    let mut last = within(upload.data()).await;
+    while let Some(Ok(_)) = last {
+        last = within(upload.data()).await;
+    }
+    assert!(
+        matches!(last, Some(Err(_))),
+        "the server must see a broken request, not one that looks complete"
+    );
+    assert_eq!(within(response).await.unwrap_err().reason(), Some(Reason::PROTOCOL_ERROR));
+}
+
+#[tokio::test]
 async fn refusals_are_403_and_leave_the_connection() {
     let (address, mut requests) = origin().await;
     let rig = open(address, Timeouts::default());

@@ -1,7 +1,7 @@
 //! Where a body ends (RFC 9112 sections 6 and 7), found while its bytes pass through unchanged.
 
 use crate::limits;
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, is_refused_trailer};
 
 /// How the end of a body is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,23 +106,6 @@ const MAX_SIZE_DIGITS: u32 = 16;
 
 const LONGEST_REFUSED_TRAILER: usize = 18;
 
-/// Fields that would frame or route the message, or change who it is from, if a server merged them into the head
-/// (RFC 9110 section 6.5.1).
-const REFUSED_TRAILERS: [&[u8]; 12] = [
-    b"content-length",
-    b"transfer-encoding",
-    b"host",
-    b"connection",
-    b"upgrade",
-    b"te",
-    b"trailer",
-    b"expect",
-    b"content-encoding",
-    b"content-type",
-    b"authorization",
-    b"cookie",
-];
-
 impl Default for Chunked {
     fn default() -> Self {
         Self {
@@ -209,7 +192,7 @@ impl Chunked {
         }
         if byte == b':' && self.name_length > 0 {
             let name = self.name.get(..self.name_length);
-            if name.is_some_and(|name| REFUSED_TRAILERS.contains(&name)) {
+            if name.is_some_and(is_refused_trailer) {
                 return Err(Refusal::Malformed("Field not allowed in trailers"));
             }
             return self.trailer_byte(At::TrailerValue);

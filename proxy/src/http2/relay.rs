@@ -18,13 +18,16 @@ pub(super) enum Broken {
     Sink,
     /// The receiving side takes nothing.
     Stalled,
+    /// The trailers have a field that must not be passed on.
+    Trailers,
 }
 
-/// Moves everything from one side to the other, and gives the trailers that went with it. No more is read than the
-/// other side has room for.
+/// Moves everything from one side to the other, and gives the trailers that went with it, unless they have a field that
+/// `is_refused`. No more is read than the other side has room for.
 pub(super) async fn relay(
     from: &mut RecvStream,
     to: &mut SendStream<Bytes>,
+    is_refused: fn(&[u8]) -> bool,
     stall: Duration,
 ) -> Result<Option<HeaderMap>, Broken> {
     loop {
@@ -50,6 +53,9 @@ pub(super) async fn relay(
     let trailers = poll_fn(|context| from.poll_trailers(context)).await;
     let sink = |_| Broken::Sink;
     match trailers.map_err(|error| Broken::Source(error.reason()))? {
+        Some(trailers) if trailers.keys().any(|name| is_refused(name.as_str().as_bytes())) => {
+            Err(Broken::Trailers)
+        }
         Some(trailers) => {
             to.send_trailers(trailers.clone()).map_err(sink)?;
             Ok(Some(trailers))

@@ -16,7 +16,7 @@ use super::Connection;
 use super::relay::{Broken, relay};
 use crate::gate::{Judgement, Subject};
 use crate::record::Running;
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, is_refused_trailer};
 use crate::target;
 use crate::upstream::Connect;
 
@@ -294,7 +294,7 @@ async fn exchange<C: Connect>(
         opened = connection.open(head, no_body) => opened?,
     };
     let mut upload = std::pin::pin!(async {
-        if no_body { Ok(None) } else { relay(&mut body, &mut to_upstream, stall).await }
+        if no_body { Ok(None) } else { relay(&mut body, &mut to_upstream, is_refused_trailer, stall).await }
     });
     let mut uploaded = false;
     let response = loop {
@@ -313,7 +313,7 @@ async fn exchange<C: Connect>(
     let sent = respond.send_response(Response::from_parts(parts, ()), ends).map_err(|_| Early::Cancelled)?;
     if !ends {
         let to_client = to_client.insert(sent);
-        let mut download = std::pin::pin!(relay(&mut from_upstream, to_client, stall));
+        let mut download = std::pin::pin!(relay(&mut from_upstream, to_client, |_| false, stall));
         let trailers = loop {
             tokio::select! {
                 biased;
@@ -360,13 +360,14 @@ fn upload_end(result: Result<Option<HeaderMap>, Broken>) -> Result<(), Early> {
         Ok(_) | Err(Broken::Sink) => Ok(()),
         Err(Broken::Source(_)) => Err(Early::Cancelled),
         Err(Broken::Stalled) => Err(Early::Stalled),
+        Err(Broken::Trailers) => Err(Early::Reset(Reason::PROTOCOL_ERROR)),
     }
 }
 
 fn download_end(broken: Broken) -> Early {
     match broken {
         Broken::Source(reason) => Early::Reset(reason.unwrap_or(Reason::INTERNAL_ERROR)),
-        Broken::Sink => Early::Cancelled,
+        Broken::Sink | Broken::Trailers => Early::Cancelled,
         Broken::Stalled => Early::Stalled,
     }
 }
