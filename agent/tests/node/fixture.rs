@@ -37,6 +37,7 @@ pub(crate) struct Node {
     pub(crate) namespace: NetNs,
     pub(crate) netlink: Netlink,
     agent: Option<Child>,
+    monitor: Option<Child>,
     pods: Vec<PathBuf>,
 }
 
@@ -65,7 +66,16 @@ impl Node {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("manifests")).unwrap();
         let pins = Path::new("/sys/fs/bpf").join(&name);
-        let node = Self { folder, pins, namespace_path, namespace, netlink, agent: None, pods: Vec::new() };
+        let node = Self {
+            folder,
+            pins,
+            namespace_path,
+            namespace,
+            netlink,
+            agent: None,
+            monitor: None,
+            pods: Vec::new(),
+        };
         node.apply("nodes", &[node_manifest(1), node_manifest(2)].join("---\n"));
         node
     }
@@ -128,10 +138,10 @@ impl Node {
     }
 
     /// `ip monitor route` into `routes.log`, from now on.
-    pub(crate) fn monitor_routes(&self) -> Child {
+    pub(crate) fn monitor_routes(&mut self) {
         let mut command = Command::new("ip");
         command.args(["monitor", "route"]).stdout(std::fs::File::create(self.path("routes.log")).unwrap());
-        self.namespace.run(move || command.spawn()).unwrap().unwrap()
+        self.monitor = Some(self.namespace.run(move || command.spawn()).unwrap().unwrap());
     }
 
     /// What a command of the node's namespace prints.
@@ -224,6 +234,11 @@ impl Drop for Node {
     fn drop(&mut self) {
         if self.agent.is_some() {
             self.kill();
+        }
+        // Also when the test fails: it would hold the namespace, and the pipe of whoever runs the tests.
+        if let Some(mut monitor) = self.monitor.take() {
+            let _ = monitor.kill();
+            let _ = monitor.wait();
         }
         if std::thread::panicking() {
             eprintln!("{}", self.log());
