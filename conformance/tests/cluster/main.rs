@@ -8,6 +8,8 @@ mod fixture;
 mod connections;
 mod encryption;
 mod forwarded;
+mod path_mtu;
+mod plugin;
 mod policy_changes;
 mod requests;
 mod survival;
