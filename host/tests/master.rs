@@ -109,6 +109,9 @@ async fn serve(mut connection: tokio::net::TcpStream) {
     }
 }
 
+/// Bytes of a unix socket's path, without the closing zero.
+const SOCKET_PATH_MAX: usize = 107;
+
 /// A master that the test started; killed at the end.
 struct Master {
     process: Child,
@@ -313,6 +316,16 @@ fn a_successor_whose_worker_dies_or_that_is_killed_changes_nothing() {
     wait_for(|| (!exists(worker)).then_some(()));
     assert_eq!(serving(address), first);
     assert_eq!(master.published_worker(), Some(first));
+    assert!(master.is_running());
+
+    // By this way the predecessor's socket can be reached, and a successor's own name is too long for a socket.
+    let long = folder
+        .path()
+        .join("x".repeat(SOCKET_PATH_MAX - 4 - folder.path().as_os_str().len() - "//master.sock".len()));
+    std::os::unix::fs::symlink(folder.path(), &long).unwrap();
+    let mut cannot_listen = Master::start(&long, &[]);
+    assert!(!cannot_listen.wait().success());
+    assert_eq!(serving(address), first);
     assert!(master.is_running());
 
     let sound = Master::start(folder.path(), &[]);

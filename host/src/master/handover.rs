@@ -79,26 +79,48 @@ pub(super) struct HandoverSocket {
     identity: (u64, u64),
 }
 
-impl HandoverSocket {
-    /// Listens at `path`, in place of whatever is there. From its first moment only root and the own user can connect.
-    pub(super) fn bind(path: &Path) -> Result<Self, MasterError> {
-        let failed = |action| move |source| MasterError::Socket { action, path: path.to_owned(), source };
+/// A hand-over socket that listens under a name of its own and is not in place yet.
+pub(super) struct PreparedSocket {
+    socket: HandoverSocket,
+    temporary: PathBuf,
+}
+
+impl PreparedSocket {
+    /// All that can well fail about the socket at `path`, done before a predecessor is asked to leave. From its first moment
+    /// only root and the own user can connect.
+    pub(super) fn new(path: &Path) -> Result<Self, MasterError> {
+        let failed = |source| MasterError::Socket { action: "bind", path: path.to_owned(), source };
         let temporary = beside(path, &format!("{}.new", std::process::id()));
         let _ = fs::remove_file(&temporary);
-        let bind = || -> io::Result<(StdListener, (u64, u64))> {
+        let bind = || -> io::Result<HandoverSocket> {
             let listener = StdListener::bind(&temporary)?;
             fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600))?;
             listener.set_nonblocking(true)?;
             let metadata = fs::symlink_metadata(&temporary)?;
-            fs::rename(&temporary, path)?;
-            Ok((listener, (metadata.dev(), metadata.ino())))
+            let listener = UnixListener::from_std(listener)?;
+            Ok(HandoverSocket { listener, path: path.to_owned(), identity: (metadata.dev(), metadata.ino()) })
         };
-        let (listener, identity) =
-            bind().inspect_err(|_| drop(fs::remove_file(&temporary))).map_err(failed("bind"))?;
-        let listener = UnixListener::from_std(listener).map_err(failed("bind"))?;
-        Ok(Self { listener, path: path.to_owned(), identity })
+        let socket = bind().inspect_err(|_| drop(fs::remove_file(&temporary))).map_err(failed)?;
+        Ok(Self { socket, temporary })
     }
 
+    /// Puts it in place of whatever is there.
+    pub(super) fn publish(self) -> Result<HandoverSocket, MasterError> {
+        let path = self.socket.path.clone();
+        match fs::rename(&self.temporary, &path) {
+            Ok(()) => Ok(self.socket),
+            Err(source) => Err(MasterError::Socket { action: "publish", path, source }),
+        }
+    }
+
+    /// Takes it away: there is nothing to hand over.
+    pub(super) fn discard(self) {
+        // A name that stays is in nobody's way: the next master has another.
+        let _ = fs::remove_file(&self.temporary);
+    }
+}
+
+impl HandoverSocket {
     /// Offers `descriptors` to one successor after the other. Returns when one of them has taken over.
     pub(super) async fn serve(&self, descriptors: &Descriptors) {
         /// Pause after an accept that failed (descriptors used up), so that it does not spin.

@@ -27,7 +27,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use self::handover::{HandoverSocket, Predecessor};
+use self::handover::{Predecessor, PreparedSocket};
 pub use self::privileges::Capability;
 use self::supervise::Supervisor;
 use self::worker::{Worker, WorkerEvent};
@@ -120,12 +120,16 @@ where
     runtime.block_on(async {
         let mut signals = StopSignals::new().map_err(MasterError::Setup)?;
         let lock = lock_start(&config.handover_socket).await?;
+        let prepared = PreparedSocket::new(&config.handover_socket)?;
         let started = tokio::select! {
-            started = start(&config, open) => started?,
-            () = signals.recv() => return Ok(()),
+            started = start(&config, open) => started.map(Some),
+            () = signals.recv() => Ok(None),
         };
-        let (descriptors, worker) = started;
-        let socket = HandoverSocket::bind(&config.handover_socket)?;
+        let Ok(Some((descriptors, worker))) = started else {
+            prepared.discard();
+            return started.map(drop);
+        };
+        let socket = prepared.publish()?;
         drop(lock);
         Supervisor::new(config, descriptors, worker).run(&socket, &mut signals).await;
         Ok(())
