@@ -5,6 +5,7 @@
 
 mod fixture;
 
+mod addresses;
 mod connections;
 mod encryption;
 mod forwarded;

@@ -18,26 +18,33 @@ const NODE: &str = "node-1";
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// A namespace that a runtime made for a pod, and the container's name.
-struct Sandbox<'a> {
+pub(crate) struct Sandbox<'a> {
     lab: &'a Lab,
     netns: String,
     container: String,
+    pod: &'a str,
 }
 
 impl<'a> Sandbox<'a> {
     fn new(lab: &'a Lab, container: &str) -> Self {
-        let netns = format!("{}-{container}", lab.name());
-        assert!(Command::new("ip").args(["netns", "add", &netns]).status().unwrap().success());
-        Self { lab, netns, container: format!("{}-{container}", lab.name()) }
+        Self::of(lab, container, "frontend")
     }
 
-    fn command(&self, program: &str) -> Command {
+    /// One more sandbox of a pod that the lab knows.
+    pub(crate) fn of(lab: &'a Lab, container: &str, pod: &'a str) -> Self {
+        let netns = format!("{}-{container}", lab.name());
+        assert!(Command::new("ip").args(["netns", "add", &netns]).status().unwrap().success());
+        Self { lab, netns, container: format!("{}-{container}", lab.name()), pod }
+    }
+
+    /// `program`, to be run in the sandbox.
+    pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/run/netns/{}", self.netns)).arg(program);
         command
     }
 
-    /// Calls the plugin for the pod `production/frontend`.
+    /// Calls the plugin for its pod.
     fn plugin(&self, verb: &str, version: &str, agent_socket: &str) -> Output {
         let config = json!({
             "cniVersion": version,
@@ -52,7 +59,7 @@ impl<'a> Sandbox<'a> {
             .env("CNI_CONTAINERID", &self.container)
             .env("CNI_NETNS", format!("/run/netns/{}", self.netns))
             .env("CNI_IFNAME", "eth0")
-            .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE={NS};K8S_POD_NAME=frontend"))
+            .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE={NS};K8S_POD_NAME={}", self.pod))
             .env("CNI_PATH", "/opt/cni/bin");
         let mut child =
             plugin.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -61,18 +68,20 @@ impl<'a> Sandbox<'a> {
         child.wait_with_output().unwrap()
     }
 
-    fn call(&self, verb: &str, version: &str) -> Output {
+    /// Calls the plugin as the node's runtime would.
+    pub(crate) fn call(&self, verb: &str, version: &str) -> Output {
         self.plugin(verb, version, &self.lab.agent_socket(NODE).to_string_lossy())
     }
 
     /// ADD; gives the result.
-    fn add(&self, version: &str) -> Value {
+    pub(crate) fn add(&self, version: &str) -> Value {
         let output = self.call("ADD", version);
         assert!(output.status.success(), "{output:?}");
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
-    fn delete(&self) {
+    /// DEL, which must succeed.
+    pub(crate) fn delete(&self) {
         let output = self.call("DEL", "1.1.0");
         assert!(output.status.success() && output.stdout.is_empty(), "{output:?}");
     }
@@ -96,7 +105,8 @@ fn devices(lab: &Lab) -> BTreeSet<String> {
     links.as_array().unwrap().iter().map(|link| link["ifname"].as_str().unwrap().to_owned()).collect()
 }
 
-fn address_of(result: &Value) -> String {
+/// The address that an ADD gave, with its prefix length.
+pub(crate) fn address_of(result: &Value) -> String {
     result["ips"][0]["address"].as_str().unwrap().to_owned()
 }
 
