@@ -278,7 +278,13 @@ impl<S: Source> Reconciler<S> {
         }
         if !known.pod_name.is_empty() {
             let pod = PodName::new(&known.pod_namespace, &known.pod_name);
-            self.publisher.announce(Announcement::PodGone(pod, vec![known.address]));
+            let mut left = self.journal.contents().allocations.values();
+            // A pod has two sandboxes for a while when its runtime replaces one: the other's address stays announced.
+            if left.any(|other| other.pod_namespace == pod.namespace && other.pod_name == pod.name) {
+                self.announce_pod(&pod);
+            } else {
+                self.publisher.announce(Announcement::PodGone(pod, vec![known.address]));
+            }
         }
         tracing::info!(%key, address = %known.address, "released");
         Ok(true)

@@ -140,6 +140,9 @@ fn add_and_del_by_hand() {
         let interface = &result["interfaces"][index];
         assert_eq!((&interface["name"], &interface["mac"]), (&json!("eth0"), &eth0["address"]));
         assert_eq!(interface["sandbox"], format!("/run/netns/{}", sandbox.netns));
+        if version == "1.1.0" {
+            assert_eq!(interface["mtu"], eth0["mtu"]);
+        }
 
         let again = sandbox.call("ADD", version);
         assert!(!again.status.success(), "a second ADD of the same interface: {again:?}");
@@ -185,4 +188,76 @@ fn without_the_agent_add_fails_and_del_leaves_a_note() {
     assert_eq!(devices(&lab), before);
     let routed = command::run(lab.node_command(NODE, "ip").args(["route", "show", &address]), LIMIT).unwrap();
     assert_eq!(routed.stdout, "", "a route to the freed address is left");
+}
+
+/// How long what other nodes are told of a pod may take to arrive, and then some.
+const TOLD: Duration = Duration::from_secs(3);
+
+#[test]
+fn a_sandbox_that_goes_leaves_the_other_one_of_its_pod_known_everywhere() {
+    let Some(lab) = fixture::shop() else { return };
+    let url = fixture::url(&lab, "api-server-2", "/healthz");
+    let second = Sandbox::new(&lab, "second");
+    second.add("1.1.0");
+    command::eventually(LIMIT, || {
+        let status = fixture::curl_of(second.command("curl"), &[&url]);
+        anyhow::ensure!(status == 200, "the other node does not know the second sandbox: {status}");
+        Ok(())
+    })
+    .unwrap();
+    second.delete();
+    let started = std::time::Instant::now();
+    while started.elapsed() < TOLD {
+        assert_eq!(
+            fixture::curl(&lab, "frontend", &[&url]),
+            200,
+            "{:?} after the DEL of the second sandbox, the first is unknown on the other node",
+            started.elapsed()
+        );
+    }
+}
+
+#[test]
+fn an_agent_killed_between_two_calls_loses_no_release() {
+    let Some(lab) = fixture::shop() else { return };
+    let before = devices(&lab);
+    let kill_agent = || {
+        let agent = lab.program_pid(NODE, "mesh-agent").unwrap();
+        kill(Pid::from_raw(i32::try_from(agent).unwrap()), Signal::SIGKILL).unwrap();
+    };
+    let sandbox = Sandbox::new(&lab, "killed");
+    kill_agent();
+    let output = sandbox.call("ADD", "1.1.0");
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    // The supervisor may have been quicker, then it is simply an ADD.
+    if output.status.success() {
+        sandbox.delete();
+    } else {
+        assert_eq!(answer["code"], 11, "{answer}");
+        assert_eq!(devices(&lab), before, "a failed ADD left a device");
+        let eth0 = command::run(sandbox.command("ip").args(["link", "show", "eth0"]), LIMIT).unwrap();
+        assert!(!eth0.status.success(), "a failed ADD left eth0 in the pod");
+    }
+    let added = command::eventually(LIMIT, || {
+        let output = sandbox.call("ADD", "1.1.0");
+        anyhow::ensure!(output.status.success(), "{output:?}");
+        Ok(serde_json::from_slice::<Value>(&output.stdout)?)
+    });
+    let address = address_of(&added.unwrap());
+    kill_agent();
+    sandbox.delete();
+    assert_eq!(devices(&lab), before);
+    // What other nodes are told of the pod is what the agent holds to be its addresses.
+    let told = lab.folder().manifests().join(format!("status/pods/{NS}_frontend.json"));
+    command::eventually(LIMIT, || {
+        let told = std::fs::read_to_string(&told)?;
+        let own = lab.pod_address(NS, "frontend")?.to_string();
+        let freed = address.split('/').next().unwrap_or(&address);
+        anyhow::ensure!(
+            told.contains(&format!("\"{own}\"")) && !told.contains(&format!("\"{freed}\"")),
+            "{told}"
+        );
+        Ok(())
+    })
+    .unwrap();
 }
