@@ -76,6 +76,14 @@ pub fn stop(child: &mut Child, signal: Signal) -> Result<ExitStatus> {
     wait(child, Duration::from_secs(5))
 }
 
+/// Kills a process of a lab, as a crash would.
+///
+/// # Errors
+/// If there is no such process.
+pub fn kill_now(pid: u32) -> Result<()> {
+    Ok(kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL)?)
+}
+
 /// A child that does not outlive its owner.
 #[derive(Debug)]
 pub struct Background(pub Child);

@@ -2,7 +2,7 @@
 
 /// Why this machine cannot run a test that needs namespaces and eBPF; `None` if it can.
 fn lacks() -> Option<&'static str> {
-    if !nix_is_root() {
+    if !nix::unistd::geteuid().is_root() {
         return Some("not root");
     }
     if !std::path::Path::new("/sys/kernel/btf/vmlinux").exists() {
@@ -12,10 +12,6 @@ fn lacks() -> Option<&'static str> {
         return Some("no /dev/net/tun");
     }
     None
-}
-
-fn nix_is_root() -> bool {
-    nix::unistd::geteuid().is_root()
 }
 
 /// Whether a test that needs a lab can run. If not, prints `skipped: reason`, which `scripts/test.sh` counts.

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use anyhow::Result;
 use lab::Lab;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use super::{Judge, NAMESPACE};
 use crate::capture::Capture;
+use crate::command::kill_now;
 use crate::load::{self, Load, Plan, Report};
+use crate::shop::HTTP_PORT;
 
 /// Requests a second of each of the two protocols.
 const RATE: u32 = 150;
@@ -59,10 +59,6 @@ fn finish(loads: [Load; 2]) -> Result<Report> {
     both.failures.extend(grpc.failures);
     both.longest_gap_ms = both.longest_gap_ms.max(grpc.longest_gap_ms);
     Ok(both)
-}
-
-fn kill_now(pid: u32) -> Result<()> {
-    Ok(kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL)?)
 }
 
 fn print_failures(report: &Report) {
@@ -148,7 +144,7 @@ impl Denied {
         let stop = std::sync::Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let mut curl = lab.pod_command(NAMESPACE, "frontend", "curl");
-        curl.args(["-s", "-m", "1", "-o", "/dev/null", &format!("http://{address}:8080{FORBIDDEN}")]);
+        curl.args(["-s", "-m", "1", "-o", "/dev/null", &format!("http://{address}:{HTTP_PORT}{FORBIDDEN}")]);
         let asked = std::thread::spawn(move || {
             let mut asked = 0;
             while !stopped.load(Ordering::Relaxed) {

@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use conformance::capture::{Capture, Frames};
+use conformance::command::kill_now;
 use conformance::load::{self, Plan};
 use lab::Lab;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use crate::fixture::{self, NS};
 
@@ -24,10 +23,6 @@ fn on_the_link(lab: &Lab, during: impl FnOnce()) -> Frames {
     link.finish().unwrap()
 }
 
-fn kill_now(pid: u32) {
-    kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap();
-}
-
 #[track_caller]
 fn assert_encrypted(frames: &Frames) {
     assert!(frames.by_protocol().contains_key("WireGuard (UDP 51820)"), "{:?}", frames.by_protocol());
@@ -38,7 +33,7 @@ fn assert_encrypted(frames: &Frames) {
 fn nothing_in_clear_while_programs_die() {
     let Some(lab) = fixture::shop() else { return };
     for program in ["mesh-agent", "mesh-wireguard", "mesh-proxy"] {
-        let frames = on_the_link(&lab, || kill_now(lab.program_pid("node-1", program).unwrap()));
+        let frames = on_the_link(&lab, || kill_now(lab.program_pid("node-1", program).unwrap()).unwrap());
         assert_encrypted(&frames);
     }
 }
@@ -48,7 +43,7 @@ fn nothing_in_clear_while_a_key_changes() {
     let Some(lab) = fixture::shop() else { return };
     let frames = on_the_link(&lab, || {
         std::fs::remove_file(lab.state_dir("node-2").join("wireguard/private.key")).unwrap();
-        kill_now(lab.program_pid("node-2", "mesh-wireguard").unwrap());
+        kill_now(lab.program_pid("node-2", "mesh-wireguard").unwrap()).unwrap();
     });
     assert_encrypted(&frames);
     let url = fixture::url(&lab, "api-server-2", "/healthz");

@@ -8,8 +8,6 @@ use std::time::Duration;
 
 use conformance::{command, shop};
 use lab::Lab;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::fixture::{self, NS};
@@ -179,7 +177,7 @@ fn without_the_agent_add_fails_and_del_leaves_a_note() {
     let notes = || std::fs::read_dir(lab.state_dir(NODE).join("cni/pending")).unwrap().count();
     assert_eq!(notes(), 1);
     let agent = lab.program_pid(NODE, "mesh-agent").unwrap();
-    kill(Pid::from_raw(i32::try_from(agent).unwrap()), Signal::SIGKILL).unwrap();
+    command::kill_now(agent).unwrap();
     command::eventually(LIMIT, || {
         anyhow::ensure!(notes() == 0, "the note is still there");
         Ok(())
@@ -223,7 +221,7 @@ fn an_agent_killed_between_two_calls_loses_no_release() {
     let before = devices(&lab);
     let kill_agent = || {
         let agent = lab.program_pid(NODE, "mesh-agent").unwrap();
-        kill(Pid::from_raw(i32::try_from(agent).unwrap()), Signal::SIGKILL).unwrap();
+        command::kill_now(agent).unwrap();
     };
     let sandbox = Sandbox::new(&lab, "killed");
     kill_agent();

@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
+use conformance::command::kill_now;
 use conformance::load::{self, Plan, Report};
 use lab::Lab;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use crate::fixture::{self, NS};
 
@@ -22,16 +21,12 @@ fn under_load(lab: &Lab, server: &str, fault: impl FnOnce()) -> [Report; 2] {
     [http.finish().unwrap(), grpc.finish().unwrap()]
 }
 
-fn kill_now(pid: u32) {
-    kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap();
-}
-
 #[test]
 fn nobody_notices_that_the_agent_died() {
     let Some(lab) = fixture::shop() else { return };
-    for report in
-        under_load(&lab, "api-server-1", || kill_now(lab.program_pid("node-1", "mesh-agent").unwrap()))
-    {
+    for report in under_load(&lab, "api-server-1", || {
+        kill_now(lab.program_pid("node-1", "mesh-agent").unwrap()).unwrap()
+    }) {
         assert!(report.ok > 300 && report.failed == 0, "{report:?}");
     }
 }
@@ -50,7 +45,7 @@ fn nobody_notices_that_the_proxy_was_upgraded() {
 fn a_killed_proxy_worker_is_back_at_once() {
     let Some(lab) = fixture::shop() else { return };
     let worker = lab.worker_pid("node-1", "mesh-proxy").unwrap();
-    for report in under_load(&lab, "api-server-1", || kill_now(worker)) {
+    for report in under_load(&lab, "api-server-1", || kill_now(worker).unwrap()) {
         // Requests in flight are lost with it; queued connections are not.
         assert!(report.ok > 300 && report.failed < 30, "{report:?}");
         assert!(report.longest_gap_ms < 500.0, "{report:?}");
@@ -62,7 +57,7 @@ fn a_killed_proxy_worker_is_back_at_once() {
 fn a_killed_tunnel_worker_is_back_at_once() {
     let Some(lab) = fixture::shop() else { return };
     let worker = lab.worker_pid("node-1", "mesh-wireguard").unwrap();
-    for report in under_load(&lab, "api-server-2", || kill_now(worker)) {
+    for report in under_load(&lab, "api-server-2", || kill_now(worker).unwrap()) {
         assert!(report.ok > 300 && report.longest_gap_ms < 1_500.0, "{report:?}");
     }
 }
@@ -70,7 +65,7 @@ fn a_killed_tunnel_worker_is_back_at_once() {
 #[test]
 fn an_agent_that_comes_back_serves_new_pods() {
     let Some(lab) = fixture::shop() else { return };
-    kill_now(lab.program_pid("node-1", "mesh-agent").unwrap());
+    kill_now(lab.program_pid("node-1", "mesh-agent").unwrap()).unwrap();
     let pod = "
 apiVersion: v1
 kind: Pod
