@@ -1,4 +1,4 @@
-//! The folder source: `*.yaml` and `status/` below one folder, watched with inotify.
+//! The folder source: `*.yaml`, `*.yml`, `*.json` and `status/` below one folder, watched with inotify.
 
 use std::collections::HashSet;
 use std::ffi::OsString;

@@ -2,6 +2,7 @@
 //! objects that do not concern us.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::PodName;
+use super::{PodName, Records};
 use crate::config::is_object_name;
 
 /// An object of a manifest, as far as it concerns us.
@@ -21,6 +22,39 @@ pub(super) enum Object {
     Namespace(String, Labels),
     Pod(PodName, Arc<Pod>),
     Policy(Arc<PolicyObject>),
+}
+
+impl Object {
+    /// Adds it to what a source says; gives its name back if there is one already.
+    pub(super) fn add_to(&self, records: &mut Records) -> Option<String> {
+        fn first<K: Ord, V>(entry: Entry<'_, K, V>, value: V) -> bool {
+            match entry {
+                Entry::Occupied(_) => false,
+                Entry::Vacant(vacant) => {
+                    vacant.insert(value);
+                    true
+                }
+            }
+        }
+        let (is_first, what) = match self {
+            Object::Node(node) => (
+                first(records.nodes.entry(node.name.clone()), Arc::clone(node)),
+                format!("Node {}", node.name),
+            ),
+            Object::Namespace(name, labels) => {
+                (first(records.namespaces.entry(name.clone()), labels.clone()), format!("Namespace {name}"))
+            }
+            Object::Pod(name, pod) => {
+                (first(records.pods.entry(name.clone()), Arc::clone(pod)), format!("Pod {name}"))
+            }
+            Object::Policy(policy) => {
+                let key = (policy.kind, policy.namespace.clone(), policy.name.clone());
+                let what = format!("{} {}/{}", policy.kind, policy.namespace, policy.name);
+                (first(records.policies.entry(key), Arc::clone(policy)), what)
+            }
+        };
+        (!is_first).then_some(what)
+    }
 }
 
 /// What a file says.

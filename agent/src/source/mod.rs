@@ -3,6 +3,7 @@
 //! A source hands out whole, consistent readings ([`Records`]), never single changes, so a reader cannot miss one, and
 //! a broken watch cannot look like a deletion: it just hands out nothing new.
 
+mod files;
 mod folder;
 mod manifest;
 mod reader;

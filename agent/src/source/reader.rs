@@ -1,46 +1,24 @@
 //! Reads the folder again and again, keeping for each file what it last said that made sense.
 
-use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsString;
 use std::fs;
-use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use policy::Problem;
 use serde::de::DeserializeOwned;
 
-use super::manifest::{self, Object, Parsed};
+use super::files::Files;
+use super::manifest::{self, Parsed};
 use super::status::{self, NodeStatus, PodStatus};
 use super::{PodName, Records};
 use crate::config::is_object_name;
 
-/// Largest file that is read: the size that etcd takes for one object is 1.5 MiB, and a file may have many.
-const MAX_FILE_BYTES: u64 = 16 << 20;
-
-/// What tells one version of a file from the next without reading it.
-type Stamp = (u64, u64, i64, i64, i64, i64);
-
-/// A file and what it last said.
-struct Kept<T> {
-    stamp: Stamp,
-    /// `None`: it never made sense.
-    content: Option<T>,
-    /// Why the newest version is not taken.
-    error: Option<String>,
-}
-
-/// The files of one folder, by name.
-struct Files<T> {
-    folder: PathBuf,
-    suffix: &'static str,
-    files: BTreeMap<String, Kept<T>>,
-    /// The last reading left files alone that had just changed.
-    unsettled: bool,
-}
+/// Files that are read as manifests.
+const MANIFESTS: &[&str] = &[".yaml", ".yml", ".json"];
+/// Files that agents write.
+const STATUS: &[&str] = &[".json"];
 
 /// The folder as it was last read.
 pub(super) struct Reader {
@@ -59,9 +37,9 @@ pub(super) struct Reader {
 impl Reader {
     pub(super) fn new(folder: &Path) -> Self {
         Self {
-            manifests: Files::new(folder.to_owned(), ".yaml"),
-            nodes: Files::new(folder.join(status::NODES), ".json"),
-            pods: Files::new(folder.join(status::PODS), ".json"),
+            manifests: Files::new(folder.to_owned(), MANIFESTS),
+            nodes: Files::new(folder.join(status::NODES), STATUS),
+            pods: Files::new(folder.join(status::PODS), STATUS),
             trouble: None,
             has_read: false,
             settle: Duration::ZERO,
@@ -100,8 +78,8 @@ impl Reader {
     fn read_folders(&mut self, touched: &HashSet<OsString>) -> Result<(), String> {
         let manifests = self.manifests.list()?;
         // Nobody deletes the last Node from a cluster; an unmounted or half-copied folder looks just like this.
-        if manifests.is_empty() {
-            return Err("no *.yaml in it".to_owned());
+        if manifests.found.is_empty() {
+            return Err(format!("no manifest in it (a file whose name ends with {})", MANIFESTS.join(", ")));
         }
         // The first time nothing is known that could stay as it is.
         let settle = if self.has_read { self.settle } else { Duration::ZERO };
@@ -155,7 +133,7 @@ impl Reader {
         for (name, file) in &self.manifests.files {
             let Some(parsed) = &file.content else { continue };
             for object in &parsed.objects {
-                if let Some(twice) = insert(&mut records, object) {
+                if let Some(twice) = object.add_to(&mut records) {
                     let message =
                         format!("{twice} stands in another file (or twice in this one); the first counts");
                     problems.push(Problem { location: name.clone(), message });
@@ -168,15 +146,16 @@ impl Reader {
             );
         }
         for (file, status) in self.nodes.contents() {
-            records.node_status.insert(stem(file, self.nodes.suffix).to_owned(), status.clone());
+            records.node_status.insert(self.nodes.stem(file).to_owned(), status.clone());
         }
         for (file, status) in self.pods.contents() {
-            let name = stem(file, self.pods.suffix).split_once('_');
+            let name = self.pods.stem(file).split_once('_');
             if let Some((namespace, name)) = name.filter(|(a, b)| is_object_name(a) && is_object_name(b)) {
                 records.pod_status.insert(PodName::new(namespace, name), status.clone());
             }
         }
         self.manifests.errors(&mut problems);
+        self.manifests.report_ignored(&mut problems);
         self.nodes.errors(&mut problems);
         self.pods.errors(&mut problems);
         records.problems = problems;
@@ -184,133 +163,8 @@ impl Reader {
     }
 }
 
-/// Adds an object; gives its name back if there is one already.
-fn insert(records: &mut Records, object: &Object) -> Option<String> {
-    fn first<K: Ord, V>(entry: Entry<'_, K, V>, value: V) -> bool {
-        match entry {
-            Entry::Occupied(_) => false,
-            Entry::Vacant(vacant) => {
-                vacant.insert(value);
-                true
-            }
-        }
-    }
-    let (is_first, what) = match object {
-        Object::Node(node) => {
-            (first(records.nodes.entry(node.name.clone()), Arc::clone(node)), format!("Node {}", node.name))
-        }
-        Object::Namespace(name, labels) => {
-            (first(records.namespaces.entry(name.clone()), labels.clone()), format!("Namespace {name}"))
-        }
-        Object::Pod(name, pod) => {
-            (first(records.pods.entry(name.clone()), Arc::clone(pod)), format!("Pod {name}"))
-        }
-        Object::Policy(policy) => {
-            let key = (policy.kind, policy.namespace.clone(), policy.name.clone());
-            let what = format!("{} {}/{}", policy.kind, policy.namespace, policy.name);
-            (first(records.policies.entry(key), Arc::clone(policy)), what)
-        }
-    };
-    (!is_first).then_some(what)
-}
-
 fn read_json<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     serde_json::from_str(text).map_err(|error| error.to_string())
-}
-
-fn stem<'a>(file: &'a str, suffix: &str) -> &'a str {
-    file.strip_suffix(suffix).unwrap_or(file)
-}
-
-impl<T> Files<T> {
-    fn new(folder: PathBuf, suffix: &'static str) -> Self {
-        Self { folder, suffix, files: BTreeMap::new(), unsettled: false }
-    }
-
-    /// Names and stamps of the files that are there now. Hidden ones are others' work in progress.
-    fn list(&self) -> Result<BTreeMap<String, Stamp>, String> {
-        let failed = |error: io::Error| error.to_string();
-        let mut found = BTreeMap::new();
-        for entry in fs::read_dir(&self.folder).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let Ok(name) = entry.file_name().into_string() else { continue };
-            if name.starts_with('.') || !name.ends_with(self.suffix) {
-                continue;
-            }
-            match fs::metadata(entry.path()) {
-                Ok(data) if data.is_file() => {
-                    let times = (data.mtime(), data.mtime_nsec(), data.ctime(), data.ctime_nsec());
-                    found.insert(name, (data.ino(), data.size(), times.0, times.1, times.2, times.3));
-                }
-                Ok(_) => {}
-                // Deleted since the folder was listed.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(format!("{name}: {error}")),
-            }
-        }
-        Ok(found)
-    }
-
-    fn read(
-        &mut self,
-        found: BTreeMap<String, Stamp>,
-        touched: &HashSet<OsString>,
-        settle: Duration,
-        parse: impl Fn(&str) -> Result<T, String>,
-    ) {
-        let names: BTreeSet<&String> = found.keys().collect();
-        self.files.retain(|name, _| names.contains(name));
-        self.unsettled = false;
-        for (name, stamp) in found {
-            if !touched.contains(&OsString::from(&name)) {
-                let known = self.files.get(&name).is_some_and(|file| file.stamp == stamp);
-                if known {
-                    continue;
-                }
-                if changed_within(stamp, settle) {
-                    self.unsettled = true;
-                    continue;
-                }
-            }
-            let read = read_limited(&self.folder.join(&name), stamp.1).and_then(|text| parse(&text));
-            let file = self.files.entry(name).or_insert(Kept { stamp, content: None, error: None });
-            file.stamp = stamp;
-            match read {
-                Ok(content) => (file.content, file.error) = (Some(content), None),
-                Err(why) => file.error = Some(why),
-            }
-        }
-    }
-
-    fn contents(&self) -> impl Iterator<Item = (&String, &T)> {
-        self.files.iter().filter_map(|(name, file)| Some((name, file.content.as_ref()?)))
-    }
-
-    fn errors(&self, problems: &mut Vec<Problem>) {
-        for (name, file) in &self.files {
-            let Some(why) = &file.error else { continue };
-            let kept =
-                if file.content.is_some() { "the version before stays in force" } else { "it has no effect" };
-            problems.push(Problem { location: name.clone(), message: format!("{why}; {kept}") });
-        }
-    }
-}
-
-/// By its modification time; one in the future says nothing.
-fn changed_within(stamp: Stamp, time: Duration) -> bool {
-    let (Ok(seconds), Ok(nanoseconds)) = (u64::try_from(stamp.2), u64::try_from(stamp.3)) else {
-        return false;
-    };
-    let changed = Duration::from_secs(seconds).saturating_add(Duration::from_nanos(nanoseconds));
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    now.checked_sub(changed).is_some_and(|age| age < time)
-}
-
-fn read_limited(path: &Path, size: u64) -> Result<String, String> {
-    if size > MAX_FILE_BYTES {
-        return Err(format!("{size} bytes; at most {MAX_FILE_BYTES} are read: split the file"));
-    }
-    fs::read_to_string(path).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -361,13 +215,52 @@ mod tests {
         let mut fixture = Fixture::new();
         fixture.write("a.yaml", &pod("one"));
         fixture.write("b.yaml", &format!("{}---\n{}", pod("two"), pod("three")));
-        fixture.write("notes.txt", "no manifest");
         fixture.write(".hidden.yaml", &pod("hidden"));
         assert_eq!(fixture.pods(), ["one", "three", "two"]);
         fixture.write("b.yaml", &pod("four"));
         fixture.remove("a.yaml");
         assert_eq!(fixture.pods(), ["four"]);
         assert_eq!(fixture.read().problems, []);
+    }
+
+    #[test]
+    fn every_suffix_of_a_manifest_is_read_and_what_is_none_is_named() {
+        let mut fixture = Fixture::new();
+        fixture.write("a.yml", &pod("one"));
+        // Tabs and surrogates: what is JSON and not everybody's YAML.
+        fixture.write(
+            "b.json",
+            "{\n\t\"kind\": \"Pod\",\n\t\"metadata\": {\"name\": \"two\", \"labels\": {\"x\": \"\\ud83d\\ude00\"}},\n\t\"spec\": {}\n}\n",
+        );
+        for ignored in ["notes.txt", "policy.yaml.disabled", "README"] {
+            fixture.write(ignored, "no manifest");
+        }
+        for silent in ["a.yml~", "b.yaml.swp", "#c.yaml#", "d.yaml.bak", ".notes.txt"] {
+            fixture.write(silent, "no manifest");
+        }
+        fs::create_dir(fixture.folder.path().join("folder")).unwrap();
+        assert_eq!(fixture.pods(), ["one", "two"]);
+        let records = fixture.read();
+        let locations: Vec<_> = records.problems.iter().map(|p| p.location.as_str()).collect();
+        assert_eq!(locations, ["README", "notes.txt", "policy.yaml.disabled"]);
+        assert!(records.problems[0].message.contains(".yml"), "{:?}", records.problems);
+        fixture.remove("a.yml");
+        fixture.write("b.json", "{\"kind\": \"Pod\", \"metadata\": {\"name\": \"a\", \"name\": \"b\"}}");
+        assert_eq!(fixture.pods(), ["two"], "a name that is given twice could be read in two ways");
+    }
+
+    #[test]
+    fn a_link_that_leads_nowhere_is_no_deletion() {
+        let mut fixture = Fixture::new();
+        let mounted = fixture.folder.path().join("status/policy");
+        fs::write(&mounted, pod("one")).unwrap();
+        std::os::unix::fs::symlink(&mounted, fixture.folder.path().join("a.yaml")).unwrap();
+        assert_eq!(fixture.pods(), ["one"]);
+        fs::remove_file(&mounted).unwrap();
+        let records = fixture.read();
+        assert_eq!((records.pods.len(), records.problems.len()), (1, 1), "{:?}", records.problems);
+        fixture.remove("a.yaml");
+        assert_eq!(fixture.pods(), [""; 0]);
     }
 
     #[test]
