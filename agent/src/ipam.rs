@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 
-/// An address rests this long after its release, in milliseconds: longer than TIME_WAIT (60 s) lets a peer's stack
+/// An address rests this long after its release, in milliseconds of [`crate::clock::Clock`]: longer than TIME_WAIT (60 s) lets a peer's stack
 /// confuse an old connection with a new one.
 pub const REST_MS: u64 = 60_000;
 
@@ -36,31 +36,27 @@ pub enum IpamError {
 pub struct Pool {
     range: Ipv4Net,
     used: HashSet<Ipv4Addr>,
-    /// Since when an address that was in use is free.
-    released: BTreeMap<Ipv4Addr, u64>,
+    /// Since when an address that was in use is free; none: so long that it need not rest.
+    released: BTreeMap<Ipv4Addr, Option<u64>>,
     /// The same, the longest time ago first.
-    order: BTreeSet<(u64, Ipv4Addr)>,
+    order: BTreeSet<(Option<u64>, Ipv4Addr)>,
     /// Everything before it has been used.
     never_used: u32,
     end: u32,
 }
 
 impl Pool {
-    /// A pool of which `used` are in use and `released` were, until the given times (milliseconds since 1970). Times that
-    /// lie in the future count as `now_ms`: the clock was set back.
+    /// A pool of which `used` are in use and `released` were, until the given times (milliseconds since the machine
+    /// started; none: before that).
     ///
     /// # Errors
     /// [`IpamError::Range`].
     pub fn new(
         range: IpNet,
         used: impl IntoIterator<Item = IpAddr>,
-        released: impl IntoIterator<Item = (IpAddr, u64)>,
-        now_ms: u64,
+        released: impl IntoIterator<Item = (IpAddr, Option<u64>)>,
     ) -> Result<Self, IpamError> {
-        let IpNet::V4(v4) = range.trunc() else { return Err(IpamError::Range(range)) };
-        if v4.prefix_len() > 29 {
-            return Err(IpamError::Range(range));
-        }
+        let v4 = usable(range)?;
         let first = u32::from(v4.network());
         // The network's and the broadcast address are no host's; the first host address is the node's to use.
         let last = u32::from(v4.broadcast()).min(first.saturating_add(MAX_POOL));
@@ -74,7 +70,7 @@ impl Pool {
         };
         for (address, at_ms) in released {
             if let Some(address) = only_v4(address).filter(|a| pool.contains(*a) && !pool.used.contains(a)) {
-                pool.rest(address, at_ms.min(now_ms));
+                pool.rest(address, at_ms);
             }
         }
         Ok(pool)
@@ -84,7 +80,7 @@ impl Pool {
         (u32::from(self.range.network()) + 2..self.end).contains(&u32::from(address))
     }
 
-    fn rest(&mut self, address: Ipv4Addr, at_ms: u64) {
+    fn rest(&mut self, address: Ipv4Addr, at_ms: Option<u64>) {
         if let Some(before) = self.released.insert(address, at_ms) {
             self.order.remove(&(before, address));
         }
@@ -104,7 +100,7 @@ impl Pool {
             }
         }
         match self.order.first().copied() {
-            Some((at_ms, address)) if at_ms.saturating_add(REST_MS) <= now_ms => {
+            Some((at_ms, address)) if at_ms.is_none_or(|at| at.saturating_add(REST_MS) <= now_ms) => {
                 self.order.remove(&(at_ms, address));
                 self.released.remove(&address);
                 self.used.insert(address);
@@ -118,7 +114,7 @@ impl Pool {
     pub fn give_back(&mut self, address: IpAddr, now_ms: u64) {
         let Some(address) = only_v4(address) else { return };
         if self.used.remove(&address) && self.contains(address) {
-            self.rest(address, now_ms);
+            self.rest(address, Some(now_ms));
         }
     }
 
@@ -126,8 +122,19 @@ impl Pool {
     pub fn untake(&mut self, address: IpAddr) {
         // As if it had been released long ago: it is the next one.
         if let Some(address) = only_v4(address).filter(|address| self.used.remove(address)) {
-            self.rest(address, 0);
+            self.rest(address, None);
         }
+    }
+}
+
+/// A range as it can be a pool.
+///
+/// # Errors
+/// [`IpamError::Range`].
+pub fn usable(range: IpNet) -> Result<Ipv4Net, IpamError> {
+    match range.trunc() {
+        IpNet::V4(v4) if v4.prefix_len() <= 29 => Ok(v4),
+        _ => Err(IpamError::Range(range)),
     }
 }
 
@@ -147,7 +154,7 @@ mod tests {
     }
 
     fn pool(range: &str) -> Pool {
-        Pool::new(range.parse().unwrap(), [], [], 0).unwrap()
+        Pool::new(range.parse().unwrap(), [], []).unwrap()
     }
 
     #[test]
@@ -184,14 +191,15 @@ mod tests {
     }
 
     #[test]
-    fn releases_survive_a_restart_and_a_clock_that_was_set_back() {
+    fn releases_survive_a_restart_of_the_agent_and_end_with_one_of_the_machine() {
         let range = "10.1.0.0/29".parse().unwrap();
         let used = ["10.1.0.2", "10.1.0.3", "10.1.0.4"].map(ip);
-        let released = [(ip("10.1.0.5"), 50_000), (ip("10.1.0.6"), 9_999_999), (ip("192.0.2.1"), 1)];
-        let mut pool = Pool::new(range, used, released, 100_000).unwrap();
-        assert!(pool.take(100_000).is_err());
-        assert_eq!(pool.take(50_000 + REST_MS), Ok(ip("10.1.0.5")));
-        assert_eq!(pool.take(100_000 + REST_MS), Ok(ip("10.1.0.6")));
+        let released = [(ip("10.1.0.5"), Some(5_000)), (ip("10.1.0.6"), None), (ip("192.0.2.1"), None)];
+        let mut pool = Pool::new(range, used, released).unwrap();
+        // Though the machine has not run for a minute yet.
+        assert_eq!(pool.take(10_000), Ok(ip("10.1.0.6")));
+        assert!(pool.take(5_000 + REST_MS - 1).is_err());
+        assert_eq!(pool.take(5_000 + REST_MS), Ok(ip("10.1.0.5")));
     }
 
     #[test]
@@ -211,7 +219,8 @@ mod tests {
         let mut pool = pool("10.1.0.0/29");
         let address = pool.take(0).unwrap();
         pool.untake(address);
-        let rest: Vec<_> = (0..5).map(|_| pool.take(REST_MS).unwrap()).collect();
+        // Also in the first minute of the machine.
+        let rest: Vec<_> = (0..5).map(|_| pool.take(1).unwrap()).collect();
         assert!(rest.contains(&address));
     }
 
@@ -219,7 +228,7 @@ mod tests {
     fn a_large_range_is_bounded_and_a_tiny_one_refused() {
         let pool = pool("10.0.0.0/8");
         assert_eq!(pool.end - pool.never_used, MAX_POOL - 2);
-        assert!(Pool::new("10.1.0.0/30".parse().unwrap(), [], [], 0).is_err());
-        assert!(Pool::new("fd00::/64".parse().unwrap(), [], [], 0).is_err());
+        assert!(Pool::new("10.1.0.0/30".parse().unwrap(), [], []).is_err());
+        assert!(Pool::new("fd00::/64".parse().unwrap(), [], []).is_err());
     }
 }

@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::clock::{Clock, Moment};
+
 /// Lines beyond what is live before the file is rewritten: some hundred kilobytes.
 const MAX_DEAD_LINES: usize = 4096;
 
@@ -50,6 +52,9 @@ pub struct Allocation {
     pub pod_name: String,
     /// Uid of the pod; empty if the runtime did not say.
     pub pod_uid: String,
+    /// The later it was made, the higher. Given by the journal; journals of before have 0.
+    #[serde(default)]
+    pub number: u64,
     /// Since the plugin built the veth.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub veth: Option<Veth>,
@@ -75,8 +80,12 @@ enum Line {
     Released {
         /// What was.
         address: IpAddr,
-        /// Milliseconds since 1970.
-        at_ms: u64,
+        /// When. Missing in journals of before, which have the time of a clock that may have been set since.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        at: Option<Moment>,
+        /// Of journals of before, not used.
+        #[serde(default, rename = "at_ms", skip_serializing)]
+        _at_ms: Option<u64>,
     },
 }
 
@@ -106,8 +115,8 @@ pub enum JournalError {
 pub struct Contents {
     /// Addresses in use.
     pub allocations: BTreeMap<AttachmentKey, Allocation>,
-    /// When addresses that are free were last given back, in milliseconds since 1970.
-    pub released: BTreeMap<IpAddr, u64>,
+    /// When addresses that are free were last given back.
+    pub released: BTreeMap<IpAddr, Moment>,
 }
 
 /// The open journal.
@@ -115,15 +124,23 @@ pub struct Contents {
 pub struct Journal {
     path: PathBuf,
     file: File,
+    clock: Clock,
     contents: Contents,
     dead_lines: usize,
     /// A line may have been written in part: the file must be rewritten before anything is added.
     torn: bool,
 }
 
+impl Line {
+    fn released(address: IpAddr, at: Moment) -> Self {
+        Self::Released { address, at: Some(at), _at_ms: None }
+    }
+}
+
 impl Contents {
-    /// Applies a line. Later lines win, so an address is never two allocations'.
-    fn apply(&mut self, line: Line) {
+    /// Applies a line. Later lines win, so an address is never two allocations'. A release of which is not known when it
+    /// was counts as one of `now`.
+    fn apply(&mut self, line: Line, now: &Moment) {
         match line {
             Line::Allocated(allocation) => {
                 let address = allocation.address;
@@ -131,25 +148,32 @@ impl Contents {
                 self.allocations.retain(|key, other| *key == allocation.key || other.address != address);
                 self.allocations.insert(allocation.key.clone(), allocation);
             }
-            Line::Released { address, at_ms } => {
+            Line::Released { address, at, .. } => {
                 self.allocations.retain(|_, allocation| allocation.address != address);
-                self.released.insert(address, at_ms);
+                self.released.insert(address, at.unwrap_or_else(|| now.clone()));
             }
         }
     }
 
     fn lines(&self) -> impl Iterator<Item = Line> {
-        let released = self.released.iter().map(|(&address, &at_ms)| Line::Released { address, at_ms });
+        let released = self.released.iter().map(|(&address, at)| Line::released(address, at.clone()));
         released.chain(self.allocations.values().cloned().map(Line::Allocated))
     }
 
+    /// The number of the allocation `key`: the one that it has, or the next.
+    fn number(&self, key: &AttachmentKey) -> u64 {
+        let next =
+            || self.allocations.values().map(|allocation| allocation.number).max().map_or(1, |max| max + 1);
+        self.allocations.get(key).map_or_else(next, |known| known.number)
+    }
+
     /// From the bytes of a file; also what could not be read.
-    fn parse(bytes: &[u8]) -> (Self, Vec<String>) {
+    fn parse(bytes: &[u8], now: &Moment) -> (Self, Vec<String>) {
         let mut contents = Self::default();
         let mut problems = Vec::new();
         for (index, line) in bytes.split_inclusive(|&byte| byte == b'\n').enumerate() {
             match (serde_json::from_slice(line), line.ends_with(b"\n")) {
-                (Ok(line), true) => contents.apply(line),
+                (Ok(line), true) => contents.apply(line, now),
                 // Its writer was killed before anybody was told.
                 (_, false) => problems.push(format!("line {}: cut off, dropped", index + 1)),
                 (Err(error), true) => problems.push(format!("line {}: {error}; skipped", index + 1)),
@@ -165,14 +189,31 @@ impl Journal {
     /// # Errors
     /// The file cannot be read or rewritten.
     pub fn open(path: &Path) -> Result<(Self, Vec<String>), JournalError> {
+        let failed =
+            |source| JournalError::Io { action: "tell the time for it", path: path.to_owned(), source };
+        Self::open_at(path, Clock::open().map_err(failed)?)
+    }
+
+    fn open_at(path: &Path, clock: Clock) -> Result<(Self, Vec<String>), JournalError> {
         let bytes = match std::fs::read(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(source) => return Err(JournalError::Io { action: "read it", path: path.to_owned(), source }),
         };
-        let (contents, problems) = Contents::parse(&bytes);
+        let (contents, problems) = Contents::parse(&bytes, &clock.now());
         let file = rewrite(path, &contents)?;
-        Ok((Self { path: path.to_owned(), file, contents, dead_lines: 0, torn: false }, problems))
+        Ok((Self { path: path.to_owned(), file, clock, contents, dead_lines: 0, torn: false }, problems))
+    }
+
+    /// What time it is for [`Self::release`] and [`Self::released`].
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// Addresses that are free, and when each was given back, in milliseconds of [`Clock::now_ms`]; none: before the
+    /// machine started, which no connection survived.
+    pub fn released(&self) -> impl Iterator<Item = (IpAddr, Option<u64>)> {
+        self.contents.released.iter().map(|(&address, at)| (address, self.clock.in_this_boot(at)))
     }
 
     /// What it says.
@@ -180,20 +221,21 @@ impl Journal {
         &self.contents
     }
 
-    /// Records an allocation, new or changed. Durable when this returns.
+    /// Records an allocation, new or changed; it keeps its number, or gets the next. Durable when this returns.
     ///
     /// # Errors
     /// It is not recorded.
     pub fn allocate(&mut self, allocation: Allocation) -> Result<(), JournalError> {
-        self.append(Line::Allocated(allocation))
+        let number = self.contents.number(&allocation.key);
+        self.append(Line::Allocated(Allocation { number, ..allocation }))
     }
 
-    /// Records that an address is free since `at_ms`. Durable when this returns.
+    /// Records that an address is free since now. Durable when this returns.
     ///
     /// # Errors
     /// It is not recorded.
-    pub fn release(&mut self, address: IpAddr, at_ms: u64) -> Result<(), JournalError> {
-        self.append(Line::Released { address, at_ms })
+    pub fn release(&mut self, address: IpAddr) -> Result<(), JournalError> {
+        self.append(Line::released(address, self.clock.now()))
     }
 
     fn append(&mut self, line: Line) -> Result<(), JournalError> {
@@ -208,7 +250,7 @@ impl Journal {
             self.torn = true;
             return Err(JournalError::Io { action: "write to it", path: self.path.clone(), source });
         }
-        self.contents.apply(line);
+        self.contents.apply(line, &self.clock.now());
         self.dead_lines += 1;
         Ok(())
     }
@@ -235,6 +277,7 @@ pub(crate) fn allocation(container: &str, address: &str) -> Allocation {
         pod_namespace: "default".to_owned(),
         pod_name: container.to_owned(),
         pod_uid: String::new(),
+        number: 0,
         veth: None,
     }
 }
@@ -247,6 +290,10 @@ mod tests {
         text.parse().unwrap()
     }
 
+    fn clock() -> Clock {
+        Clock::open().unwrap()
+    }
+
     /// A journal with a little of everything, and its contents after each line.
     fn history(path: &Path) -> Vec<Contents> {
         let (mut journal, _) = Journal::open(path).unwrap();
@@ -256,9 +303,9 @@ mod tests {
             &|j| j.allocate(allocation("a", "10.1.0.2")).unwrap(),
             &|j| j.allocate(allocation("b", "10.1.0.3")).unwrap(),
             &|j| j.allocate(Allocation { veth: Some(attached), ..allocation("a", "10.1.0.2") }).unwrap(),
-            &|j| j.release(ip("10.1.0.2"), 1_000).unwrap(),
+            &|j| j.release(ip("10.1.0.2")).unwrap(),
             &|j| j.allocate(allocation("c", "10.1.0.2")).unwrap(),
-            &|j| j.release(ip("10.1.0.3"), 2_000).unwrap(),
+            &|j| j.release(ip("10.1.0.3")).unwrap(),
         ];
         for step in steps {
             step(&mut journal);
@@ -306,13 +353,81 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal");
         let (mut journal, _) = Journal::open(&path).unwrap();
-        for at in 0..5 {
-            journal.release(ip("10.1.0.2"), at).unwrap();
+        for _ in 0..5 {
+            journal.release(ip("10.1.0.2")).unwrap();
         }
         journal.dead_lines = MAX_DEAD_LINES + 1;
-        journal.release(ip("10.1.0.2"), 5).unwrap();
+        journal.release(ip("10.1.0.2")).unwrap();
         let lines = std::fs::read_to_string(&path).unwrap().lines().count();
         assert_eq!(lines, 2, "one for what was live, one for what came after");
-        assert_eq!(Journal::open(&path).unwrap().0.contents().released[&ip("10.1.0.2")], 5);
+        assert_eq!(Journal::open(&path).unwrap().0.contents(), journal.contents());
+    }
+
+    #[test]
+    fn a_release_is_timed_by_a_clock_that_nobody_sets() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        let before = clock().now_ms();
+        let (mut journal, _) = Journal::open(&path).unwrap();
+        journal.release(ip("10.1.0.2")).unwrap();
+        let after = clock().now_ms();
+        let is_now = |journal: &Journal| {
+            let released: Vec<_> = journal.released().collect();
+            matches!(released[..], [(address, Some(at))] if address == ip("10.1.0.2") && (before..=after).contains(&at))
+        };
+        assert!(is_now(&journal));
+        assert!(is_now(&Journal::open(&path).unwrap().0), "after a restart of the agent");
+        let (journal, _) = Journal::open_at(&path, Clock::of_boot("the next")).unwrap();
+        assert_eq!(
+            journal.released().collect::<Vec<_>>(),
+            [(ip("10.1.0.2"), None)],
+            "after one of the machine"
+        );
+    }
+
+    #[test]
+    fn a_journal_of_before_is_read_and_its_releases_count_from_now() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        // As versions without boot time wrote it; one was released in the future, by a clock that was set back since.
+        let old = concat!(
+            r#"{"released":{"address":"10.1.0.9","at_ms":99999999999999}}"#,
+            "\n",
+            r#"{"released":{"address":"10.1.0.8","at_ms":1}}"#,
+            "\n",
+            r#"{"allocated":{"containerId":"a","interface":"eth0","address":"10.1.0.2","hostInterface":"sva","netns":"/n","podNamespace":"default","podName":"a","podUid":"u"}}"#,
+            "\n",
+        );
+        std::fs::write(&path, old).unwrap();
+        let before = clock().now_ms();
+        let (mut journal, problems) = Journal::open(&path).unwrap();
+        assert_eq!(problems, [""; 0]);
+        let released: Vec<_> = journal.released().collect();
+        assert!(
+            released.len() == 2 && released.iter().all(|(_, at)| at.is_some_and(|at| at >= before)),
+            "{released:?}"
+        );
+        assert_eq!(journal.contents().allocations.len(), 1);
+        // Not again at each start.
+        let (again, _) = Journal::open(&path).unwrap();
+        assert_eq!(again.contents(), journal.contents());
+        journal.allocate(allocation("b", "10.1.0.3")).unwrap();
+        let numbers: Vec<_> = journal.contents().allocations.values().map(|a| a.number).collect();
+        assert_eq!(numbers, [0, 1]);
+    }
+
+    #[test]
+    fn a_later_allocation_has_a_higher_number_and_keeps_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        let (mut journal, _) = Journal::open(&path).unwrap();
+        for (container, address) in [("z", "10.1.0.2"), ("a", "10.1.0.3"), ("z", "10.1.0.2")] {
+            journal.allocate(allocation(container, address)).unwrap();
+        }
+        for journal in [&journal, &Journal::open(&path).unwrap().0] {
+            let numbers: Vec<_> =
+                journal.contents().allocations.values().map(|a| (a.pod_name.as_str(), a.number)).collect();
+            assert_eq!(numbers, [("a", 2), ("z", 1)]);
+        }
     }
 }

@@ -2,6 +2,7 @@
 //! serves the API. It is never in the way of a packet: its death changes no traffic.
 
 pub mod api;
+pub mod clock;
 pub mod config;
 pub mod flows;
 pub mod identities;

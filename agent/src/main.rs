@@ -28,9 +28,7 @@ fn main() -> anyhow::Result<()> {
 async fn runtime_main(cleanup: bool, config: Config) -> anyhow::Result<()> {
     let lock = lock_state(&config)?;
     if cleanup {
-        let since_1970 =
-            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        node::cleanup(&config, u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)).await?;
+        node::cleanup(&config).await?;
         return Ok(());
     }
     let mut terminate = signal(SignalKind::terminate())?;

@@ -15,7 +15,7 @@ use crate::journal::Journal;
 ///
 /// # Errors
 /// The first thing that could not be removed; call it again.
-pub async fn cleanup(config: &Config, now_ms: u64) -> Result<(), NodeError> {
+pub async fn cleanup(config: &Config) -> Result<(), NodeError> {
     let netlink = Netlink::connect()?;
     let mut journal = open_journal(config)?;
     let journalled: Vec<_> =
@@ -50,7 +50,7 @@ pub async fn cleanup(config: &Config, now_ms: u64) -> Result<(), NodeError> {
     if let Some(journal) = &mut journal {
         let addresses: Vec<IpAddr> = journal.contents().allocations.values().map(|a| a.address).collect();
         for address in addresses {
-            journal.release(address, now_ms)?;
+            journal.release(address)?;
         }
     }
     for socket in [config.agent_socket(), config.proxy_socket(), config.tunnel_socket()] {

@@ -116,12 +116,6 @@ pub(super) struct Waiter {
     reply: Reply<u64>,
 }
 
-/// Milliseconds since 1970.
-pub(super) fn now_ms() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
 impl<S: Source> Reconciler<S> {
     pub(super) async fn allocate(&mut self, request: AllocateRequest) -> Result<Allocated, CniError> {
         check_key(&request.key)?;
@@ -133,7 +127,8 @@ impl<S: Source> Reconciler<S> {
         let known = self.journal.contents().allocations.get(&request.key).cloned();
         let allocation = match &known {
             Some(known) => {
-                Allocation { address: known.address, veth: known.veth, ..self.described(&request)? }
+                let described = self.described(&request)?;
+                Allocation { address: known.address, number: known.number, veth: known.veth, ..described }
             }
             None => {
                 let described = self.described(&request)?;
@@ -163,7 +158,7 @@ impl<S: Source> Reconciler<S> {
 
     fn take_address(&mut self) -> Result<IpAddr, CniError> {
         match &mut self.pool {
-            Some(pool) => Ok(pool.take(now_ms())?),
+            Some(pool) => Ok(pool.take(self.journal.clock().now_ms())?),
             None => Err(self.not_ready()),
         }
     }
@@ -183,6 +178,7 @@ impl<S: Source> Reconciler<S> {
             pod_namespace: request.pod.namespace.clone(),
             pod_name: request.pod.name.clone(),
             pod_uid: request.pod_uid.clone(),
+            number: 0,
             veth: None,
         })
     }
@@ -261,15 +257,14 @@ impl<S: Source> Reconciler<S> {
     /// Gives an address back and forgets the pod that had it. Whether there was one.
     pub(super) async fn release(&mut self, key: &AttachmentKey) -> Result<bool, CniError> {
         let Some(known) = self.journal.contents().allocations.get(key).cloned() else { return Ok(false) };
-        let now = now_ms();
         // The device first: a pod that still lives would go on without its programs, with an address that is another's
         // soon. Then out of the maps, then free.
         delete_device(&known.host_interface).await?;
         self.datapath.detach(&known.host_interface)?;
         self.datapath.maps.remove_endpoint(known.address)?;
-        block_in_place(|| self.journal.release(known.address, now))?;
+        block_in_place(|| self.journal.release(known.address))?;
         if let Some(pool) = &mut self.pool {
-            pool.give_back(known.address, now);
+            pool.give_back(known.address, self.journal.clock().now_ms());
         }
         self.dirty = true;
         self.stale = true;

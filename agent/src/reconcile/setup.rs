@@ -13,7 +13,6 @@ use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
 use tokio::task::block_in_place;
 
-use super::cni::now_ms;
 use super::judges::Judge;
 use super::{Handle, Problems, REQUESTS, ReconcileError, Reconciler, View, peers};
 use crate::config::Config;
@@ -182,7 +181,7 @@ impl<S: Source> Reconciler<S> {
                 used.push(address);
             }
         }
-        let pool = Pool::new(range, used, contents.released.iter().map(|(&a, &at)| (a, at)), now_ms());
+        let pool = Pool::new(range, used, self.journal.released());
         let wrong = |error: crate::ipam::IpamError| NodeError::Object {
             node: self.config.node_name.clone(),
             field: "spec.podCIDR",
