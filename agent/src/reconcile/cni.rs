@@ -13,7 +13,7 @@ use crate::ipam::IpamError;
 use crate::journal::{Allocation, AttachmentKey, JournalError, Veth};
 use crate::names;
 use crate::node::{NodeError, delete_device};
-use crate::source::{Announcement, PodName, PodStatus, Source};
+use crate::source::{Announcement, PodName, Source};
 
 /// How long an attachment waits for its Pod object to appear in the source. Runtimes create sandboxes because of it, so
 /// it is there or on its way; without it the pod starts closed and opens when it appears.
@@ -183,25 +183,6 @@ impl<S: Source> Reconciler<S> {
         })
     }
 
-    /// Tells the others all addresses that a pod has here.
-    pub(super) fn announce_pod(&self, pod: &PodName) {
-        if pod.name.is_empty() {
-            return;
-        }
-        let own = self.journal.contents().allocations.values();
-        let own = own.filter(|allocation| {
-            allocation.pod_namespace == pod.namespace && allocation.pod_name == pod.name
-        });
-        let own: Vec<&Allocation> = own.collect();
-        let Some(last) = own.last() else { return };
-        let status = PodStatus {
-            addresses: own.iter().map(|allocation| allocation.address).collect(),
-            node: self.config.node_name.clone(),
-            uid: last.pod_uid.clone(),
-        };
-        self.publisher.announce(Announcement::Pod(pod.clone(), status));
-    }
-
     pub(super) async fn attach(&mut self, request: AttachRequest, reply: Reply<u64>) {
         match self.start_attach(request).await {
             Ok((address, veth, has_pod)) => {
@@ -273,11 +254,8 @@ impl<S: Source> Reconciler<S> {
         }
         if !known.pod_name.is_empty() {
             let pod = PodName::new(&known.pod_namespace, &known.pod_name);
-            let mut left = self.journal.contents().allocations.values();
             // A pod has two sandboxes for a while when its runtime replaces one: the other's address stays announced.
-            if left.any(|other| other.pod_namespace == pod.namespace && other.pod_name == pod.name) {
-                self.announce_pod(&pod);
-            } else {
+            if !self.announce_pod(&pod) {
                 self.publisher.announce(Announcement::PodGone(pod, vec![known.address]));
             }
         }

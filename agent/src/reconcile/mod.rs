@@ -4,6 +4,7 @@
 //! A change of policy takes this way: compile snapshot N ([`compile`]) -> withdraw addresses that are somebody else's now
 //! -> send N to the proxy -> its acknowledgement, at most [`ACK_LIMIT`] -> the maps ([`flip`]).
 
+mod announce;
 mod cni;
 mod compile;
 mod flip;

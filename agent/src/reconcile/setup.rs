@@ -24,7 +24,7 @@ use crate::names;
 use crate::node::{NodeError, NodeNetwork};
 use crate::numbers::Numbers;
 use crate::publisher::Publisher;
-use crate::source::{Announcement, PodName, Source};
+use crate::source::Source;
 
 /// A note of the plugin: it could not tell us that this attachment is gone.
 #[derive(Deserialize)]
@@ -212,32 +212,6 @@ impl<S: Source> Reconciler<S> {
         host::file::remove(path)?;
         tracing::info!(%key, existed, "released what the plugin noted");
         Ok(())
-    }
-
-    /// Repairs what is announced of this node's pods, if it differs from the journal: an announcement was lost.
-    pub(super) fn compare_announcements(&self) {
-        let Some(records) = &self.records else { return };
-        let allocations = &self.journal.contents().allocations;
-        for allocation in allocations.values() {
-            let pod = PodName::new(&allocation.pod_namespace, &allocation.pod_name);
-            let announced = records.pod_status.get(&pod);
-            let fits = announced.is_some_and(|status| {
-                status.node == self.config.node_name && status.addresses.contains(&allocation.address)
-            });
-            if !fits {
-                self.announce_pod(&pod);
-            }
-        }
-        let own = records.pod_status.iter().filter(|(_, status)| status.node == self.config.node_name);
-        for (pod, status) in own {
-            let mut of_pod = allocations.values().filter(|allocation| {
-                allocation.pod_namespace == pod.namespace && allocation.pod_name == pod.name
-            });
-            let is_used = of_pod.any(|allocation| status.addresses.contains(&allocation.address));
-            if !is_used {
-                self.publisher.announce(Announcement::PodGone(pod.clone(), status.addresses.clone()));
-            }
-        }
     }
 
     pub(super) async fn repair_tunnel(&mut self) {

@@ -91,7 +91,7 @@ pub(super) fn is_of(allocation: &Allocation, pod: &Pod) -> bool {
 }
 
 /// A side that knows no uid cannot disagree.
-fn same_uid(a: &str, b: &str) -> bool {
+pub(super) fn same_uid(a: &str, b: &str) -> bool {
     a.is_empty() || b.is_empty() || a == b
 }
 
