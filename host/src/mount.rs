@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::mount::MsFlags;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
@@ -45,6 +46,13 @@ pub fn ensure_bpffs(path: &Path) -> Result<Option<PathBuf>, MountError> {
     }
     let at = if path.starts_with(STANDARD) { Path::new(STANDARD) } else { path };
     create(at)?;
+    let failed = |source: io::Error| MountError::Mount { path: at.to_owned(), source };
+    // Of two programs that start at once, the second would mount over the first one's pins.
+    let folder = fs::File::open(at).map_err(failed)?;
+    let _lock = Flock::lock(folder, FlockArg::LockExclusive).map_err(|(_, errno)| failed(errno.into()))?;
+    if is_bpffs(at) {
+        return create(path).map(|()| None);
+    }
     nix::mount::mount(
         Some("bpf"),
         at,
@@ -52,7 +60,7 @@ pub fn ensure_bpffs(path: &Path) -> Result<Option<PathBuf>, MountError> {
         MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
         Some("mode=0755"),
     )
-    .map_err(|errno| MountError::Mount { path: at.to_owned(), source: errno.into() })?;
+    .map_err(|errno| failed(errno.into()))?;
     tracing::info!(path = %at.display(), "mounted the bpf file system");
     create(path).map(|()| Some(at.to_owned()))
 }
