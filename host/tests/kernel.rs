@@ -282,3 +282,21 @@ fn a_pin_folder_is_made_where_bpf_is_mounted() {
     assert_eq!(host::mount::ensure_bpffs(&elsewhere.join("links")).unwrap(), None);
     nix::mount::umount(&elsewhere).unwrap();
 }
+
+#[test]
+fn programs_that_start_at_once_mount_bpf_once() {
+    if !is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    for _ in 0..20 {
+        let mounted = std::thread::scope(|scope| {
+            let threads: Vec<_> =
+                (0..8).map(|_| scope.spawn(|| host::mount::ensure_bpffs(at).unwrap().is_some())).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).filter(|did| *did).count()
+        });
+        nix::mount::umount(at).unwrap();
+        assert_eq!(mounted, 1);
+    }
+}
