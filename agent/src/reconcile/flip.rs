@@ -1,6 +1,6 @@
 //! Into the kernel: the snapshot that is current becomes the one in force.
 
-use datapath::lower::{Attached, Installed};
+use datapath::lower::{Attached, FullMap, Installed, Plan};
 use layout::{Addr, Config as KernelConfig, config_flag};
 use policy::Problem;
 use tokio::task::block_in_place;
@@ -36,16 +36,7 @@ impl<S: Source> Reconciler<S> {
         // A second time then has nothing to remove.
         self.stale = plan.made_room();
         self.problems.retry.clear();
-        self.problems.kernel = plan
-            .no_room
-            .iter()
-            .map(|address| Problem {
-                location: format!("endpoint {address}"),
-                message: format!(
-                    "everything is denied: the rules of this node exceed {}; use fewer or shorter policies",
-                    layout::limits::RULES
-                ),
-            })
+        self.problems.kernel = without_room(&plan)
             .chain(concerned.into_iter().map(|pod| Problem {
                 location: format!("Pod {pod}"),
                 message: format!(
@@ -104,4 +95,30 @@ impl<S: Source> Reconciler<S> {
     pub(super) fn number_in_force(&self) -> u64 {
         self.current.number
     }
+}
+
+/// What a full map leaves out, in words.
+fn without_room(plan: &Plan) -> impl Iterator<Item = Problem> {
+    let endpoints = plan.no_room.iter().map(|(address, full)| Problem {
+        location: format!("endpoint {address}"),
+        message: match full {
+            FullMap::Endpoints => format!(
+                "nothing goes in or out: this node has more than {} pods; move some to other nodes",
+                layout::limits::ENDPOINTS
+            ),
+            FullMap::Rules => format!(
+                "everything is denied: the rules of this node exceed {}; use fewer or shorter policies",
+                layout::limits::RULES
+            ),
+        },
+    });
+    let unknown = (plan.unknown > 0).then(|| Problem {
+        location: "pods of the cluster".to_owned(),
+        message: format!(
+            "{} addresses stay unknown, and only rules for any peer match them: there are more than {}",
+            plan.unknown,
+            layout::limits::IDENTITIES
+        ),
+    });
+    endpoints.chain(unknown)
 }

@@ -5,7 +5,7 @@ mod common;
 
 use std::net::{IpAddr, TcpListener};
 
-use common::packets::{ACK, FIN, RST, SYN, SYN_ACK, bare_tcp, bare_udp, frag_needed, tcp, udp};
+use common::packets::{ACK, FIN, RST, SYN, SYN_ACK, bare_tcp, bare_udp, frag_needed, tcp, tcp_with_data, udp};
 use common::*;
 use layout::{Endpoint, Reason, direction, endpoint_flag, event_kind, identity, path, verdict};
 
@@ -65,6 +65,39 @@ fn rule_1_a_proxied_entry_stays_with_the_proxy_whatever_changes() {
             assert_eq!(bench.a_sends(&tcp(CLIENT, SERVER, flags)).verdict(), (PASS, TO_PROXY), "{flags:#x}");
         }
     }
+}
+
+#[test]
+fn rule_3_a_proxied_connection_that_is_denied_now_gets_no_data_to_the_proxy_until_it_is_allowed_again() {
+    let Some(mut bench) = bench("c-proxied-deny") else { return };
+    bench.protect_b();
+    bench.redirect_into_b(IDENTITY_A, 80);
+    bench.a_sends(&tcp(CLIENT, SERVER, SYN));
+    let [request, response] = [(CLIENT, SERVER), (SERVER, CLIENT)].map(|(from, to)| tcp_with_data(from, to));
+    assert_eq!(bench.a_sends(&request).verdict(), (PASS, TO_PROXY));
+    // The agent leaves the rule out: no proxy has taken it over.
+    let key = rule_key(RULES_B, direction::INGRESS, IDENTITY_A, TCP, 80);
+    bench.datapath.maps.remove_rule(layout::RuleKey::BITS_EXACT, &key).unwrap();
+    bench.protect_b();
+    bench.events();
+    assert_eq!(bench.a_sends(&request).action, DROP);
+    assert_eq!(bench.refusal(), (Reason::DeniedIngress, direction::INGRESS));
+    assert_eq!(bench.b_sends(&response).action, DROP);
+    assert_eq!(bench.refusal(), (Reason::DeniedIngress, direction::INGRESS));
+    // The proxy ends the connection, and each side's stack answers.
+    for flags in [ACK, FIN | ACK, RST] {
+        assert_eq!(bench.a_sends(&tcp(CLIENT, SERVER, flags)).verdict(), (PASS, TO_PROXY), "{flags:#x}");
+        assert_eq!(bench.b_sends(&tcp(SERVER, CLIENT, flags)).verdict(), (PASS, TO_PROXY), "{flags:#x}");
+    }
+    // The proxy has it now: the connection goes on with the next retransmission, judged once.
+    bench.redirect_into_b(IDENTITY_A, 80);
+    bench.protect_b();
+    let (outcome, counted) = bench.counted(|b| b.a_sends(&request));
+    assert_eq!(outcome.verdict(), (PASS, TO_PROXY));
+    assert!(counted.contains(&(Reason::JudgedAgain, 1)));
+    let (outcome, counted) = bench.counted(|b| b.b_sends(&response));
+    assert_eq!(outcome.verdict(), (PASS, TO_PROXY));
+    assert!(!counted.iter().any(|(reason, _)| *reason == Reason::JudgedAgain));
 }
 
 #[test]

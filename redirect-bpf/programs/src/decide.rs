@@ -1,10 +1,10 @@
 //! The rules that decide a packet, in their order:
 //!
 //! 0. A pure SYN follows no entry: a live socket for it takes it, else it is judged anew.
-//! 1. A proxied entry: to the proxy.
+//! 1. A proxied entry that still holds: to the proxy.
 //! 2. A direct entry that still holds: pass.
-//! 3. A direct entry whose ends changed: judged again, in the direction it was opened in; what is not allowed
-//!    directly any more is reset.
+//! 3. An entry whose ends changed: judged again, in the direction it was opened in. A direct flow that is not allowed
+//!    directly any more is reset. A proxied one that is denied is the proxy's to end, but no data reaches it any more.
 //! 4. TCP without an entry: a socket that is no listener takes it.
 //! 5. No entry: judged; what is allowed gets one.
 
@@ -116,9 +116,10 @@ fn follow(
     place: &Place,
     entry: ConnectionEntry,
 ) -> Result<Fate, Reason> {
-    if entry.path != path::DIRECT {
+    if entry.path == path::RESET {
         return Ok(Fate::Proxy);
     }
+    let proxied = entry.path == path::PROXIED;
     let opened_by_sender = entry.opened_by_a == place.sender_is_a;
     if let Standing::Changed = connections::standing(&entry, place, ends) {
         let through_stack = entry.through_stack != 0;
@@ -130,15 +131,29 @@ fn follow(
             };
             judge(&opening, &mut packet.trail)
         };
-        if verdict != verdict::ALLOW {
+        if proxied && verdict == verdict::DENY {
+            return hold_back(packet);
+        }
+        if !proxied && verdict != verdict::ALLOW {
             return end(ctx, packet, ends, config, place, opened_by_sender);
         }
-        let draft = Draft { path: path::DIRECT, slot: 0, opened_by_sender, through_stack };
+        let draft = Draft { path: entry.path, slot: entry.slot, opened_by_sender, through_stack };
         connections::store(place, ends, &draft)?;
         count(Reason::JudgedAgain);
     }
+    if proxied {
+        return Ok(Fate::Proxy);
+    }
     // The opener's own packets are past the translation already, or before it with another tuple.
     Ok(if entry.through_stack != 0 && !opened_by_sender { Fate::Stack } else { Fate::Direct })
+}
+
+/// A proxied flow that is denied now. The proxy ends it as soon as it judges by the rules that deny it; one that hangs or
+/// could not take them over must not get another request. What carries no data still passes, so that both ends can
+/// close; and since nothing is written down, the flow goes on where it stopped if it is allowed again.
+#[inline(always)]
+fn hold_back(packet: &Packet) -> Result<Fate, Reason> {
+    if packet.has_payload { Err(denied(packet)) } else { Ok(Fate::Proxy) }
 }
 
 /// Ends a live direct flow that may not go on: TCP by a reset that the proxy's listener sends at each side's next

@@ -43,6 +43,8 @@ pub(crate) struct Packet {
     pub(crate) destination_port: u16,
     pub(crate) protocol: u8,
     pub(crate) tcp_flags: u8,
+    /// There are bytes behind the transport header.
+    pub(crate) has_payload: bool,
     pub(crate) icmp_type: u8,
     pub(crate) icmp_code: u8,
     pub(crate) trail: Trail,
@@ -92,6 +94,7 @@ impl Packet {
             destination_port: 0,
             protocol: 0,
             tcp_flags: 0,
+            has_payload: false,
             icmp_type: 0,
             icmp_code: 0,
             trail: Trail {
@@ -124,9 +127,11 @@ impl Packet {
         };
         // 0 is a segment-offload packet of more than 64 KiB; without offload the receiver drops it.
         let total_length = u16::from_be_bytes([ip[2], ip[3]]);
-        if total_length != 0 && usize::from(total_length) < IPV4 + transport_length {
+        let headers = IPV4 + transport_length;
+        if total_length != 0 && usize::from(total_length) < headers {
             return Err(Reason::Malformed);
         }
+        self.has_payload = usize::from(total_length) != headers;
         Ok(())
     }
 

@@ -10,7 +10,7 @@ mod ports;
 mod ruleset;
 
 pub use origins::Origins;
-pub use plan::{Attached, Installed, Plan};
+pub use plan::{Attached, FullMap, Installed, Plan};
 pub use ruleset::{CLOSED_RULESET, lower};
 
 #[cfg(test)]

@@ -56,8 +56,19 @@ pub struct Plan {
     pub remove_endpoints: Vec<IpAddr>,
     /// Rules that nothing points to any more.
     pub remove: Vec<(u32, RuleKey)>,
-    /// Endpoints that were closed because the trie has no room for their rules (`limits::RULES`).
-    pub no_room: Vec<IpAddr>,
+    /// Endpoints that are closed because a map is full.
+    pub no_room: Vec<(IpAddr, FullMap)>,
+    /// How many addresses stay unknown because there are more than [`limits::IDENTITIES`].
+    pub unknown: usize,
+}
+
+/// Which map has no room for an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FullMap {
+    /// [`limits::ENDPOINTS`]: nothing goes in or out.
+    Endpoints,
+    /// [`limits::RULES`]: it has no rules that allow anything.
+    Rules,
 }
 
 impl Plan {
@@ -149,14 +160,19 @@ impl Installed {
         let mut next = Self {
             rulesets: HashMap::new(),
             endpoints: BTreeMap::new(),
-            identities: snapshot.addresses.clone(),
+            identities: self.with_room(&snapshot.addresses, limits::IDENTITIES as usize),
             foreign: Vec::new(),
             last_ruleset: self.last_ruleset,
             last_generation: self.last_generation,
         };
         self.plan_identities(&next, &mut plan);
+        plan.unknown = snapshot.addresses.len() - next.identities.len();
         let mut room = (limits::RULES as usize).saturating_sub(self.rule_count());
         for pod in attached {
+            if next.endpoints.len() >= limits::ENDPOINTS as usize {
+                plan.no_room.push((pod.address, FullMap::Endpoints));
+                continue;
+            }
             let endpoint =
                 snapshot.endpoint_at(pod.address).filter(|endpoint| endpoint.node == snapshot.node);
             let ruleset = endpoint.and_then(|endpoint| snapshot.ruleset_of(endpoint));
@@ -165,7 +181,7 @@ impl Installed {
                 None => Some(CLOSED_RULESET),
             };
             if number.is_none() {
-                plan.no_room.push(pod.address);
+                plan.no_room.push((pod.address, FullMap::Rules));
             }
             let wanted = wanted(pod, endpoint, ruleset.map(AsRef::as_ref).zip(number));
             let value = match self.endpoints.get(&pod.address) {
@@ -197,6 +213,18 @@ impl Installed {
 
     fn rule_count(&self) -> usize {
         self.foreign.len() + self.rulesets.values().map(|lowered| lowered.rules.len()).sum::<usize>()
+    }
+
+    /// As many addresses as the map holds. Those that are in it stay, so that a cluster which outgrows it loses nothing
+    /// that works; an address that is left out is unknown, and matches no more than rules that allow every peer.
+    fn with_room(&self, addresses: &HashMap<IpAddr, u32>, room: usize) -> HashMap<IpAddr, u32> {
+        if addresses.len() <= room {
+            return addresses.clone();
+        }
+        let mut by_rank: Vec<_> = addresses.iter().map(|(&address, &identity)| (address, identity)).collect();
+        by_rank.sort_unstable_by_key(|(address, _)| (!self.identities.contains_key(address), *address));
+        by_rank.truncate(room);
+        by_rank.into_iter().collect()
     }
 
     fn plan_identities(&self, next: &Self, plan: &mut Plan) {

@@ -330,7 +330,7 @@ fn without_room_an_endpoint_is_closed_and_said_so() {
     let small = example();
     let wanted = snapshot(&[large(0), small], &[0, 1]);
     let (plan, next) = installed.plan(&wanted, &attached(2), &mut origins);
-    assert_eq!(plan.no_room, [address(1)]);
+    assert_eq!(plan.no_room, [(address(1), FullMap::Rules)]);
     let rulesets: Vec<_> =
         plan.endpoints.iter().map(|(_, endpoint)| (endpoint.ruleset, endpoint.flags)).collect();
     assert_eq!(rulesets, [(CLOSED_RULESET, 3), (2, endpoint_flag::ENFORCE_INGRESS)]);
@@ -338,4 +338,43 @@ fn without_room_an_endpoint_is_closed_and_said_so() {
     assert!(plan.made_room());
     let (again, _) = next.plan(&wanted, &attached(2), &mut origins);
     assert_eq!((again.no_room.len(), again.endpoints.len(), again.made_room()), (0, 1, false));
+}
+
+#[test]
+fn more_pods_than_the_node_may_have_are_left_out_and_said_so() {
+    let mut origins = Origins::default();
+    let pod = |index: u32| Attached { address: nth(index), ifindex: 100 + index, ..attached(1)[0] };
+    let (limit, known) = (layout::limits::ENDPOINTS, snapshot(&[example()], &[0]));
+    let many: Vec<Attached> = (1..=limit + 2).map(pod).collect();
+    let (plan, next) = Installed::default().plan(&known, &many, &mut origins);
+    assert_eq!(plan.endpoints.len(), limit as usize);
+    let left_out = [limit + 1, limit + 2].map(|index| (nth(index), FullMap::Endpoints));
+    assert_eq!(plan.no_room, left_out);
+    // Policy goes on for those that are in, and room is used once it is there.
+    let (plan, _) = next.plan(&known, &many[1..], &mut origins);
+    assert_eq!(plan.remove_endpoints, [nth(1)]);
+    assert_eq!(plan.endpoints.iter().map(|(address, _)| *address).collect::<Vec<_>>(), [nth(limit + 1)]);
+}
+
+#[test]
+fn more_addresses_than_the_map_holds_leave_the_new_ones_unknown() {
+    let mut origins = Origins::default();
+    let limit = layout::limits::IDENTITIES;
+    let cluster = |addresses: std::ops::RangeInclusive<u32>| {
+        let mut parts = (*snapshot(&[example()], &[0])).clone();
+        let own = parts.addresses.clone();
+        parts.addresses = addresses.map(|index| (nth(index), 300)).chain(own).collect();
+        Snapshot::from_parts(parts).unwrap()
+    };
+    // 10.0.0.1 is the pod of the example.
+    let (plan, full) = Installed::default().plan(&cluster(2..=limit), &attached(1), &mut origins);
+    assert_eq!((plan.announce.len(), plan.unknown), (limit as usize, 0));
+    let (plan, _) = full.plan(&cluster(3..=limit + 3), &attached(1), &mut origins);
+    assert_eq!(plan.withdraw, [nth(2)]);
+    assert_eq!((plan.announce, plan.unknown), (vec![(nth(limit + 1), 300)], 2));
+}
+
+/// 10.0.0.0 and that many.
+fn nth(index: u32) -> IpAddr {
+    std::net::Ipv4Addr::from(0x0a00_0000 + index).into()
 }

@@ -104,7 +104,17 @@ pub(crate) fn bench(name: &str) -> Option<Bench> {
         skip("needs root");
         return None;
     }
+    ensure_bpffs();
     Some(Bench::new(name))
+}
+
+/// A machine that was just started may have no BPF file system yet.
+pub(crate) fn ensure_bpffs() {
+    // Two tests at once would mount two, one over the other's pins.
+    static ENSURED: std::sync::Once = std::sync::Once::new();
+    ENSURED.call_once(|| {
+        host::mount::ensure_bpffs(std::path::Path::new("/sys/fs/bpf")).unwrap();
+    });
 }
 
 impl Bench {

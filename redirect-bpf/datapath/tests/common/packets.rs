@@ -61,6 +61,13 @@ pub(crate) fn tcp(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), flags: u8) -> Vec<
     frame(0x0800, &bare_tcp(from, to, flags))
 }
 
+/// A segment from the midst of a connection with a few bytes in it.
+pub(crate) fn tcp_with_data(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16)) -> Vec<u8> {
+    let mut segment = tcp_segment(from.1, to.1, ACK);
+    segment.extend(b"GET /");
+    frame(0x0800, &ipv4(TCP, from.0, to.0, &segment))
+}
+
 pub(crate) fn udp(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16)) -> Vec<u8> {
     frame(0x0800, &bare_udp(from, to))
 }
