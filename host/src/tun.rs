@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use nix::errno::Errno;
@@ -41,9 +41,13 @@ pub enum TunError {
     },
 }
 
+/// A deleted device is an error and nothing to read (`tun_chr_poll` of the kernel), which waiting for packets alone would not see.
+const WAIT_FOR: Interest = Interest::READABLE.add(Interest::ERROR);
+
 mod requests {
     nix::ioctl_write_ptr_bad!(tun_set_interface, libc::TUNSETIFF, libc::ifreq);
     nix::ioctl_write_int_bad!(tun_set_persist, libc::TUNSETPERSIST);
+    nix::ioctl_read_bad!(tun_get_interface, libc::TUNGETIFF, libc::ifreq);
 }
 
 /// Opens the TUN device `name` of the calling thread's network namespace, or makes it: no packet information, one queue, without
@@ -90,6 +94,21 @@ pub fn open_or_create(name: &str, vnet_header: bool) -> Result<OwnedFd, TunError
     Ok(file.into())
 }
 
+/// Whether `tun`, a descriptor of [`open_or_create`], still has its device. One whose device was deleted never gets it back, also
+/// if another of that name is made.
+pub fn has_device(tun: &impl AsFd) -> bool {
+    let mut answer = empty_request();
+    #[expect(unsafe_code, reason = "ioctl")]
+    // SAFETY: TUNGETIFF writes one `ifreq`, which lives through the call.
+    let asked = unsafe { requests::tun_get_interface(tun.as_fd().as_raw_fd(), &raw mut answer) };
+    asked.is_ok()
+}
+
+/// Whether an error of reading or writing says that the device was deleted.
+pub fn is_gone(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::EBADFD as i32)
+}
+
 /// A queue of a TUN device in a tokio runtime; the same verbs as a `tokio::net::UdpSocket`.
 #[derive(Debug)]
 pub struct Queue(AsyncFd<File>);
@@ -103,25 +122,32 @@ impl Queue {
         let file = File::from(tun);
         #[expect(unsafe_code, reason = "tokio wants a promise about the descriptor")]
         // SAFETY: `File` returns the same open descriptor from `as_raw_fd` until it is dropped, and nobody else can get at it here.
-        let registered = unsafe { AsyncFd::register_with_interest(file, Interest::READABLE) };
+        let registered = unsafe { AsyncFd::register_with_interest(file, WAIT_FOR) };
         Ok(Self(registered.map_err(|error| error.into_parts().1)?))
     }
 
-    /// Waits until [`Queue::try_read`] may have something. May be dropped and called again.
+    /// Waits until [`Queue::try_read`] may have something: a packet, or the news that the device is gone. May be dropped and
+    /// called again.
     ///
     /// # Errors
     /// The runtime is going down.
     pub async fn readable(&self) -> io::Result<()> {
-        self.0.readable().await?.retain_ready();
+        self.0.ready(WAIT_FOR).await?.retain_ready();
         Ok(())
     }
 
     /// Reads one packet; its length. What does not fit `buffer` is cut off.
     ///
     /// # Errors
-    /// `WouldBlock` if there is none, or the device's own error.
+    /// `WouldBlock` if there is none, or the device's own error: [`is_gone`] if there is no device any more.
     pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.try_io(Interest::READABLE, |mut file| file.read(buffer))
+        // One after the other, since tokio asks for one kind of readiness at a time; the second makes no call as long as there is none.
+        match self.0.try_io(Interest::READABLE, |mut file| file.read(buffer)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.0.try_io(Interest::ERROR, |mut file| file.read(buffer))
+            }
+            result => result,
+        }
     }
 
     /// Writes one packet. The kernel takes it at once, whole or not at all.
@@ -139,12 +165,16 @@ fn interface_request(name: &str) -> Result<libc::ifreq, TunError> {
     {
         return Err(TunError::Name(name.to_owned()));
     }
-    let mut request = libc::ifreq {
-        ifr_name: [0; libc::IFNAMSIZ],
-        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_newname: [0; libc::IFNAMSIZ] },
-    };
+    let mut request = empty_request();
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
     Ok(request)
+}
+
+fn empty_request() -> libc::ifreq {
+    libc::ifreq {
+        ifr_name: [0; libc::IFNAMSIZ],
+        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_newname: [0; libc::IFNAMSIZ] },
+    }
 }

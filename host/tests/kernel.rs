@@ -5,13 +5,14 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use host::netlink::{
     FwMark, Link, LinkChange, Mac, Neighbour, Netlink, Route, RouteKind, Rule, TABLE_MAIN, VethPair,
 };
 use host::netns::{NetNs, NetNsError};
 use host::sysctl;
-use host::tun::{self, TunError};
+use host::tun::{self, Queue, TunError};
 use ipnet::IpNet;
 
 /// Namespaces need root.
@@ -246,6 +247,34 @@ async fn a_tun_device_persists_and_has_one_owner() {
     for name in ["", "a/b", "a b", "..", "sixteen-letters-", "tun%d"] {
         assert!(matches!(tun::open_or_create(name, false), Err(TunError::Name(_))), "{name}");
     }
+}
+
+#[tokio::test]
+async fn a_deleted_tun_device_wakes_its_reader_and_is_told_from_a_living_one() {
+    if !is_root() {
+        return;
+    }
+    let namespace = NetNs::create_unnamed().unwrap();
+    let netlink = Netlink::connect_in(&namespace).unwrap();
+    let open = || namespace.run(|| tun::open_or_create("selvage0", false)).unwrap().unwrap();
+    let held = open();
+    let queue = Queue::new(held.try_clone().unwrap()).unwrap();
+    assert!(tun::has_device(&held));
+    assert!(!tun::has_device(&tempfile::tempfile().unwrap()), "something else");
+    let read = async {
+        queue.readable().await.unwrap();
+        queue.try_read(&mut [0; 100]).unwrap_err()
+    };
+    let (error, deleted) =
+        tokio::join!(tokio::time::timeout(Duration::from_secs(20), read), netlink.delete_link("selvage0"));
+    assert!(deleted.unwrap());
+    assert!(tun::is_gone(&error.unwrap()));
+    // A worker that gets the dead one is told at once.
+    let late = Queue::new(held.try_clone().unwrap()).unwrap();
+    tokio::time::timeout(Duration::from_secs(20), late.readable()).await.unwrap().unwrap();
+    let again = open();
+    assert!(!tun::has_device(&held), "another device of that name is not its own");
+    assert!(tun::has_device(&again));
 }
 
 #[test]

@@ -5,7 +5,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -18,15 +18,20 @@ use std::time::{Duration, Instant};
 use host::descriptors::{self, DescriptorsError};
 use host::master::{self, Capability, MasterConfig, WorkerSide, run_master};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{Shutdown, getsockopt, shutdown, sockopt};
 use nix::unistd::Pid;
 
 const SOCKET: &str = "HOST_TEST_SOCKET";
 const WORKER_MODE: &str = "HOST_TEST_WORKER";
 const WORKER_USER: &str = "HOST_TEST_USER";
+/// A master with it opens its descriptors once and never again.
+const ONCE: &str = "HOST_TEST_ONCE";
 const STRANGER: &str = "HOST_TEST_STRANGER";
 const ARGUMENTS: [&str; 3] = ["--exact", "program", "--nocapture"];
 /// Bound of every wait for something that should take milliseconds.
 const LIMIT: Duration = Duration::from_secs(20);
+
+static OPENED: AtomicBool = AtomicBool::new(false);
 
 /// Not a test of its own: what this program does when it is started as a master, a worker or a stranger.
 #[test]
@@ -49,12 +54,21 @@ fn program() {
     }
 }
 
-fn open() -> std::io::Result<Vec<(String, OwnedFd)>> {
+/// Replaces a listener that does not listen any more, unless this master is told that it cannot.
+fn open(held: &mut master::Descriptors) -> std::io::Result<()> {
+    held.retain(|(_, socket)| getsockopt(socket, sockopt::AcceptConn).unwrap());
+    if !held.is_empty() {
+        return Ok(());
+    }
+    if std::env::var_os(ONCE).is_some() && OPENED.swap(true, Ordering::SeqCst) {
+        return Err(std::io::ErrorKind::StorageFull.into());
+    }
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let port = listener.local_addr()?.port();
     let path = PathBuf::from(std::env::var_os(SOCKET).unwrap()).with_extension("port");
     host::file::write(&path, port.to_string().as_bytes(), 0o600).unwrap();
-    Ok(vec![("listener".to_owned(), listener.into())])
+    held.push(("listener".to_owned(), listener.into()));
+    Ok(())
 }
 
 /// Serves connections: one line in, one line out that says who serves.
@@ -77,7 +91,7 @@ fn worker() {
         side.ready();
         loop {
             tokio::select! {
-                accepted = listener.accept() => { connections.spawn(serve(accepted.unwrap().0)); }
+                accepted = listener.accept() => { connections.spawn(serve(accepted.unwrap().0, listener.as_raw_fd())); }
                 command = side.next() => {
                     assert_eq!(command, master::Command::Drain);
                     break;
@@ -89,10 +103,15 @@ fn worker() {
     });
 }
 
-async fn serve(mut connection: tokio::net::TcpStream) {
+async fn serve(mut connection: tokio::net::TcpStream, listener: std::os::fd::RawFd) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut byte = [0];
     if connection.read_exact(&mut byte).await.is_ok() {
+        if byte == *BREAK {
+            // Of the socket itself, whoever holds a descriptor of it: a listener that never accepts again.
+            shutdown(listener, Shutdown::Read).unwrap();
+            std::process::exit(1);
+        }
         let status = fs::read_to_string("/proc/self/status").unwrap();
         let field =
             |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
@@ -108,6 +127,9 @@ async fn serve(mut connection: tokio::net::TcpStream) {
         connection.write_all(answer.as_bytes()).await.unwrap();
     }
 }
+
+/// To a worker: break the listener and die.
+const BREAK: &[u8; 1] = b"!";
 
 /// Bytes of a unix socket's path, without the closing zero.
 const SOCKET_PATH_MAX: usize = 107;
@@ -147,6 +169,11 @@ impl Master {
         let path = self.socket.with_extension("port");
         let port = wait_for(|| fs::read_to_string(&path).ok()?.parse().ok());
         SocketAddr::from(([127, 0, 0, 1], port))
+    }
+
+    /// Another address than this, once there is one.
+    fn address_after(&self, known: SocketAddr) -> SocketAddr {
+        wait_for(|| Some(self.address()).filter(|now| *now != known))
     }
 
     fn published_worker(&self) -> Option<u32> {
@@ -241,6 +268,41 @@ fn a_killed_worker_is_replaced_and_queued_connections_are_served() {
     println!("20 queued connections were served {:?} after the kill", start.elapsed());
     assert_eq!(serving(address), second);
     assert_eq!(wait_for(|| master.published_worker().filter(|pid| *pid != first)), second);
+}
+
+#[test]
+fn a_descriptor_that_is_dead_is_replaced_and_a_living_one_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let master = Master::start(folder.path(), &[]);
+    let mut address = master.address();
+    for _ in 0..3 {
+        let worker = serving(address);
+        connect(address).write_all(BREAK).unwrap();
+        address = master.address_after(address);
+        let next = serving(address);
+        assert_ne!(next, worker);
+        send_signal(next, Signal::SIGKILL);
+        wait_for(|| (!exists(next)).then_some(()));
+        assert_ne!(serving(address), next);
+        assert_eq!(master.address(), address, "the same listener");
+    }
+}
+
+#[test]
+fn what_cannot_be_replaced_is_tried_again_and_a_successor_can_do_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut master = Master::start(folder.path(), &[(ONCE, "")]);
+    let address = master.address();
+    let worker = serving(address);
+    connect(address).write_all(BREAK).unwrap();
+    wait_for(|| (!exists(worker)).then_some(()));
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(master.is_running());
+    assert_eq!(children(master.process.id()), [0; 0], "no worker without what it needs");
+    let successor = Master::start(folder.path(), &[]);
+    let address = successor.address_after(address);
+    assert!(master.wait().success(), "it gives way");
+    assert!(children(successor.process.id()).contains(&serving(address)));
 }
 
 #[test]

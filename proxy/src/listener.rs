@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::limits;
 
@@ -36,24 +36,48 @@ pub enum ListenerError {
     },
 }
 
-/// Opens a listener for each thread and puts it into its slot. Only the first master does: successors get the same
-/// sockets, so the slots need no change.
+/// Makes `held` complete: without any, opens a listener for each thread and puts it into its slot; of those that are there already
+/// (a successor gets them from its predecessor), replaces only what does not listen any more.
 ///
 /// # Errors
-/// See [`ListenerError`].
-pub fn open_all(pin_dir: &Path, threads: u32) -> Result<Vec<(String, OwnedFd)>, ListenerError> {
+/// See [`ListenerError`]; what has been opened until then is in `held`.
+pub fn complete(
+    pin_dir: &Path,
+    threads: u32,
+    held: &mut Vec<(String, OwnedFd)>,
+) -> Result<(), ListenerError> {
     let most = datapath::Listeners::SLOTS;
     if threads > most {
         return Err(ListenerError::TooManyThreads { threads, most });
     }
+    let missing = if held.is_empty() { (0..threads).map(name_of).collect() } else { dead(held) };
+    if missing.is_empty() {
+        return Ok(());
+    }
     let mut slots = datapath::Listeners::open(pin_dir)?;
-    let mut listeners = Vec::new();
-    for slot in 0..threads {
+    for name in missing {
+        // What has another name is none of ours, and the worker says so.
+        let Some(slot) = slot_of(&name) else { continue };
         let listener = open().map_err(|error| ListenerError::Open { slot, error })?;
         slots.set(slot, &listener)?;
-        listeners.push((format!("{NAME}{slot}"), listener.into()));
+        held.retain(|(known, _)| *known != name);
+        held.push((name, listener.into()));
     }
-    Ok(listeners)
+    Ok(())
+}
+
+/// Names of the listeners that were closed under us (`ss --kill`, say): they would never accept again.
+fn dead(held: &[(String, OwnedFd)]) -> Vec<String> {
+    let listens = |socket: &OwnedFd| SockRef::from(socket).is_listener().unwrap_or(false);
+    held.iter().filter(|(_, socket)| !listens(socket)).map(|(name, _)| name.clone()).collect()
+}
+
+fn name_of(slot: u32) -> String {
+    format!("{NAME}{slot}")
+}
+
+fn slot_of(name: &str) -> Option<u32> {
+    name.strip_prefix(NAME)?.parse().ok()
 }
 
 /// Bound to loopback: nobody reaches it by its own address. Transparent, so that it accepts for addresses that are not
@@ -78,8 +102,8 @@ pub fn from_descriptors(
 ) -> Result<Vec<std::net::TcpListener>, UnknownDescriptor> {
     let mut listeners = Vec::new();
     for (name, descriptor) in descriptors {
-        let slot = name.strip_prefix(NAME).and_then(|slot| slot.parse::<u32>().ok());
-        listeners.push((slot.ok_or(UnknownDescriptor { name })?, std::net::TcpListener::from(descriptor)));
+        let slot = slot_of(&name).ok_or(UnknownDescriptor { name })?;
+        listeners.push((slot, std::net::TcpListener::from(descriptor)));
     }
     listeners.sort_by_key(|(slot, _)| *slot);
     if listeners.is_empty() {
@@ -94,4 +118,21 @@ pub fn from_descriptors(
 pub struct UnknownDescriptor {
     /// What it is called.
     pub name: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Shutdown, TcpListener};
+
+    use super::*;
+
+    #[test]
+    fn a_listener_that_was_closed_under_us_is_told_from_the_others() {
+        let held: Vec<(String, OwnedFd)> =
+            (0..3).map(|slot| (name_of(slot), TcpListener::bind("127.0.0.1:0").unwrap().into())).collect();
+        assert_eq!(dead(&held), [""; 0]);
+        // On a listener the same as what `ss --kill` does to it.
+        SockRef::from(&held[1].1).shutdown(Shutdown::Read).unwrap();
+        assert_eq!(dead(&held), ["listener-1"]);
+    }
 }

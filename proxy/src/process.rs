@@ -43,7 +43,7 @@ pub fn run_as_master(config: &Config, worker_args: Vec<OsString>) -> anyhow::Res
         worker_capabilities: vec![Capability::NetRaw, Capability::NetBindService],
         drain_limit: config.drain() + DRAIN_GRACE,
     };
-    run_master(master, || listener::open_all(&config.pin_dir, config.threads))?;
+    run_master(master, |held| listener::complete(&config.pin_dir, config.threads, held))?;
     Ok(())
 }
 

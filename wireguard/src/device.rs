@@ -30,7 +30,7 @@ const REPORT: Duration = Duration::from_secs(2);
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// The TUN device is gone.
-    #[error("the TUN device cannot be read any more (was it deleted? then restart the whole program): {0}")]
+    #[error("the TUN device cannot be read any more (was it deleted? the master opens another): {0}")]
     Tun(#[source] io::Error),
     /// The socket is gone.
     #[error("the UDP socket cannot be read any more: {0}")]
@@ -148,6 +148,7 @@ impl Loop<'_> {
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if host::tun::is_gone(&error) => return Err(error),
                 Err(error) => return tolerate(&mut self.tun_failures, error),
             }
         }

@@ -1,5 +1,6 @@
 //! Descriptors from a predecessor, and to a successor.
 
+use std::cell::RefCell;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -121,8 +122,8 @@ impl PreparedSocket {
 }
 
 impl HandoverSocket {
-    /// Offers `descriptors` to one successor after the other. Returns when one of them has taken over.
-    pub(super) async fn serve(&self, descriptors: &Descriptors) {
+    /// Offers `descriptors`, as they are at that moment, to one successor after the other. Returns when one of them has taken over.
+    pub(super) async fn serve(&self, descriptors: &RefCell<Descriptors>) {
         /// Pause after an accept that failed (descriptors used up), so that it does not spin.
         const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
         loop {
@@ -150,7 +151,7 @@ impl HandoverSocket {
 }
 
 /// Returns when the successor is ready and knows that this master gives way.
-async fn hand_over(socket: UnixStream, descriptors: &Descriptors) -> io::Result<()> {
+async fn hand_over(socket: UnixStream, descriptors: &RefCell<Descriptors>) -> io::Result<()> {
     let peer = getsockopt(&socket, sockopt::PeerCredentials)?;
     if peer.uid() != 0 && peer.uid() != nix::unistd::geteuid().as_raw() {
         let message = format!("user {} (pid {}) may not take over", peer.uid(), peer.pid());
@@ -160,9 +161,7 @@ async fn hand_over(socket: UnixStream, descriptors: &Descriptors) -> io::Result<
     let socket = socket.into_std()?;
     socket.set_nonblocking(false)?;
     socket.set_write_timeout(Some(STEP_LIMIT))?;
-    let borrowed: Vec<(&str, BorrowedFd<'_>)> =
-        descriptors.iter().map(|(name, descriptor)| (name.as_str(), descriptor.as_fd())).collect();
-    descriptors::send(&socket, &borrowed).map_err(io::Error::other)?;
+    send(&socket, &descriptors.borrow()).map_err(io::Error::other)?;
     socket.set_nonblocking(true)?;
     let socket = UnixStream::from_std(socket)?;
     match tokio::time::timeout(SUCCESSOR_LIMIT, read_byte(&socket)).await {
@@ -176,4 +175,10 @@ async fn hand_over(socket: UnixStream, descriptors: &Descriptors) -> io::Result<
     socket.try_write(&[GIVING_WAY])?;
     tracing::info!(successor = peer.pid(), "handed over");
     Ok(())
+}
+
+fn send(socket: &StdStream, descriptors: &Descriptors) -> Result<(), DescriptorsError> {
+    let borrowed: Vec<(&str, BorrowedFd<'_>)> =
+        descriptors.iter().map(|(name, descriptor)| (name.as_str(), descriptor.as_fd())).collect();
+    descriptors::send(socket, &borrowed)
 }

@@ -1,7 +1,8 @@
 //! A master that owns descriptors, its unprivileged worker that uses them, and the hand-over to a successor.
 //!
 //! The master parses nothing that a pod sent, so it lives; the worker may die at any time and is started again at once with the
-//! same descriptors: listeners keep their queue, devices their routes.
+//! same descriptors: listeners keep their queue, devices their routes. Before that the master looks whether they still work (a
+//! device can be deleted), and replaces only those that do not: a worker is not asked, since it is the one that may be taken over.
 //!
 //! **Hand-over.** A successor connects to the predecessor's socket, gets the descriptors (`SCM_RIGHTS`), starts its own worker, and
 //! says `r` when that worker is ready. The predecessor answers `d`, has its worker drain, and leaves; the successor then puts its
@@ -14,6 +15,7 @@ mod supervise;
 mod worker;
 mod worker_side;
 
+use std::cell::RefCell;
 use std::error::Error;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -36,6 +38,9 @@ use crate::descriptors::DescriptorsError;
 
 /// Descriptors that the master owns, by name.
 pub type Descriptors = Vec<(String, OwnedFd)>;
+
+/// Makes descriptors complete: the caller's part of [`run_master`].
+type Open<'a> = dyn FnMut(&mut Descriptors) -> Result<(), MasterError> + 'a;
 
 /// Longest wait for another master that is starting: it may itself wait for its worker to become ready.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -103,14 +108,16 @@ pub enum MasterError {
 
 /// Runs a master on the calling thread, which must live as long as the process (the kernel ends the worker with it).
 ///
-/// Takes the descriptors of a running predecessor over, or else calls `open` for them. Returns when a successor has taken over and
-/// the worker is drained, or when SIGTERM or SIGINT came and the worker is drained; the program then exits 0.
+/// `open` makes descriptors complete: it opens what is missing, or is there and does not work any more, and leaves the others alone.
+/// It is called with those of the predecessor, or with none if there is none, and again before each restart of a worker; it may
+/// block for a second or two. Returns when a successor has taken over and the worker is drained, or when SIGTERM or SIGINT came and
+/// the worker is drained; the program then exits 0.
 ///
 /// # Errors
-/// See [`MasterError`]. A worker that dies later is no error: it is started again.
+/// See [`MasterError`]. What fails later is no error: a worker that dies is started again, and `open` is tried again each second.
 pub fn run_master<E>(
     config: MasterConfig,
-    open: impl FnOnce() -> Result<Descriptors, E>,
+    mut open: impl FnMut(&mut Descriptors) -> Result<(), E>,
 ) -> Result<(), MasterError>
 where
     E: Into<Box<dyn Error + Send + Sync>>,
@@ -121,8 +128,9 @@ where
         let mut signals = StopSignals::new().map_err(MasterError::Setup)?;
         let lock = lock_start(&config.handover_socket).await?;
         let prepared = PreparedSocket::new(&config.handover_socket)?;
+        let mut open = |held: &mut Descriptors| open(held).map_err(|error| MasterError::Open(error.into()));
         let started = tokio::select! {
-            started = start(&config, open) => started.map(Some),
+            started = start(&config, &mut open) => started.map(Some),
             () = signals.recv() => Ok(None),
         };
         let Ok(Some((descriptors, worker))) = started else {
@@ -131,7 +139,8 @@ where
         };
         let socket = prepared.publish()?;
         drop(lock);
-        Supervisor::new(config, descriptors, worker).run(&socket, &mut signals).await;
+        let descriptors = RefCell::new(descriptors);
+        Supervisor::new(config, &descriptors, &mut open, worker).run(&socket, &mut signals).await;
         Ok(())
     })
 }
@@ -156,20 +165,16 @@ impl StopSignals {
 }
 
 /// Takes over, or starts afresh.
-async fn start<E>(
-    config: &MasterConfig,
-    open: impl FnOnce() -> Result<Descriptors, E>,
-) -> Result<(Descriptors, Worker), MasterError>
-where
-    E: Into<Box<dyn Error + Send + Sync>>,
-{
+async fn start(config: &MasterConfig, open: &mut Open<'_>) -> Result<(Descriptors, Worker), MasterError> {
     let Some(predecessor) = Predecessor::connect(&config.handover_socket)? else {
-        let descriptors = open().map_err(|error| MasterError::Open(error.into()))?;
+        let mut descriptors = Descriptors::new();
+        open(&mut descriptors)?;
         let worker = Worker::start(config, &descriptors)?;
         tracing::info!(name = config.name, worker = worker.pid(), "started");
         return Ok((descriptors, worker));
     };
-    let descriptors = predecessor.take().map_err(MasterError::Predecessor)?;
+    let mut descriptors = predecessor.take().map_err(MasterError::Predecessor)?;
+    open(&mut descriptors)?;
     let mut worker = Worker::start(config, &descriptors)?;
     tracing::info!(
         name = config.name,

@@ -1,5 +1,6 @@
 //! Keeps one worker running until a successor takes over or the master is told to stop.
 
+use std::cell::RefCell;
 use std::fs;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use tokio::time::Instant;
 
 use super::handover::HandoverSocket;
 use super::worker::{Worker, WorkerEvent};
-use super::{Descriptors, MasterConfig, StopSignals, beside};
+use super::{Descriptors, MasterConfig, MasterError, Open, StopSignals, beside};
 
 /// A worker that lived shorter than this failed at its start: the next one waits.
 const YOUNG: Duration = Duration::from_secs(1);
@@ -45,32 +46,38 @@ enum State {
 }
 
 /// The master once it has started.
-pub(super) struct Supervisor {
+pub(super) struct Supervisor<'m> {
     config: MasterConfig,
-    descriptors: Descriptors,
-    slot: Slot,
+    descriptors: &'m RefCell<Descriptors>,
+    slot: Slot<'m>,
 }
 
-struct Slot {
+struct Slot<'m> {
     state: State,
     backoff: Backoff,
+    open: &'m mut Open<'m>,
 }
 
-impl Supervisor {
-    pub(super) fn new(config: MasterConfig, descriptors: Descriptors, worker: Worker) -> Self {
+impl<'m> Supervisor<'m> {
+    pub(super) fn new(
+        config: MasterConfig,
+        descriptors: &'m RefCell<Descriptors>,
+        open: &'m mut Open<'m>,
+        worker: Worker,
+    ) -> Self {
         publish_pid(&config, Some(worker.pid()));
-        let slot = Slot { state: State::Running(Box::new(worker)), backoff: Backoff::default() };
+        let slot = Slot { state: State::Running(Box::new(worker)), backoff: Backoff::default(), open };
         Self { config, descriptors, slot }
     }
 
     /// Returns when the last worker of this master has ended and no other is to be started.
     pub(super) async fn run(mut self, socket: &HandoverSocket, signals: &mut StopSignals) {
         let limit = self.config.drain_limit;
-        let successor = socket.serve(&self.descriptors);
+        let successor = socket.serve(self.descriptors);
         tokio::pin!(successor);
         loop {
             tokio::select! {
-                () = self.slot.advance(&self.config, &self.descriptors) => {}
+                () = self.slot.advance(&self.config, self.descriptors) => {}
                 () = &mut successor => {
                     self.slot.drain(limit).await;
                     return;
@@ -92,9 +99,9 @@ impl Supervisor {
     }
 }
 
-impl Slot {
+impl Slot<'_> {
     /// Waits for the worker's next change and does what it asks for. May be dropped and called again.
-    async fn advance(&mut self, config: &MasterConfig, descriptors: &Descriptors) {
+    async fn advance(&mut self, config: &MasterConfig, descriptors: &RefCell<Descriptors>) {
         match &mut self.state {
             State::Running(worker) => match worker.next().await {
                 WorkerEvent::Ready => {
@@ -108,7 +115,7 @@ impl Slot {
             },
             State::Waiting(until) => {
                 tokio::time::sleep_until(*until).await;
-                self.state = match Worker::start(config, descriptors) {
+                self.state = match self.start(config, &mut descriptors.borrow_mut()) {
                     Ok(worker) => {
                         tracing::info!(name = config.name, worker = worker.pid(), "worker started again");
                         publish_pid(config, Some(worker.pid()));
@@ -121,6 +128,11 @@ impl Slot {
                 };
             }
         }
+    }
+
+    fn start(&mut self, config: &MasterConfig, descriptors: &mut Descriptors) -> Result<Worker, MasterError> {
+        (self.open)(descriptors)?;
+        Worker::start(config, descriptors)
     }
 
     async fn drain(&mut self, limit: Duration) {

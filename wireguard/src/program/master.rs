@@ -86,18 +86,35 @@ pub fn run(config: &Config) -> Result<(), MasterError> {
         worker_capabilities: Vec::new(),
         drain_limit: DRAIN_LIMIT,
     };
-    run_master(master, || open(config))
+    run_master(master, |held| complete(config, held))
 }
 
-fn open(config: &Config) -> Result<Descriptors, SetupError> {
-    let secret = keys::load_or_create(&config.private_key())?;
+/// Opens what is missing; and another device if the one that is there was deleted. Nothing is sent in clear meanwhile: the routes
+/// went with the device, and what lay under them drops. The agent makes them again when it sees another device.
+fn complete(config: &Config, held: &mut Descriptors) -> Result<(), SetupError> {
+    held.retain(|(name, descriptor)| name != TUN || host::tun::has_device(descriptor));
+    let has = |held: &Descriptors, wanted| held.iter().any(|(name, _)| name == wanted);
+    if !has(held, PRIVATE_KEY) {
+        let secret = keys::load_or_create(&config.private_key())?;
+        held.push((PRIVATE_KEY.to_owned(), keys::seal(&secret)?));
+    }
+    if !has(held, TUN) {
+        held.push((TUN.to_owned(), open_device(&config.device)?));
+    }
+    if !has(held, UDP) {
+        let in_use = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
+        let udp = while_busy(in_use, || bind(config.port))
+            .map_err(|source| SetupError::Udp { port: config.port, source })?;
+        held.push((UDP.to_owned(), udp));
+    }
+    Ok(())
+}
+
+fn open_device(device: &str) -> Result<OwnedFd, SetupError> {
     let busy = |error: &TunError| matches!(error, TunError::Busy(_));
-    let tun = while_busy(busy, || host::tun::open_or_create(&config.device, false))?;
-    set_up(&config.device)?;
-    let in_use = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
-    let udp = while_busy(in_use, || bind(config.port))
-        .map_err(|source| SetupError::Udp { port: config.port, source })?;
-    Ok(vec![(TUN.to_owned(), tun), (UDP.to_owned(), udp), (PRIVATE_KEY.to_owned(), keys::seal(&secret)?)])
+    let tun = while_busy(busy, || host::tun::open_or_create(device, false))?;
+    set_up(device)?;
+    Ok(tun)
 }
 
 /// Tries again while somebody else holds it.

@@ -193,6 +193,61 @@ fn device_and_routes_outlive_the_program_and_nothing_leaks_meanwhile() {
 }
 
 #[test]
+fn a_deleted_device_is_opened_anew_with_the_same_socket_and_key() {
+    if skipped() {
+        return;
+    }
+    let lab = Lab::new();
+    // A way out in clear, if only the blackhole were not in front of it.
+    for (node, other) in [(&lab.one, &lab.two), (&lab.two, &lab.one)] {
+        node.run(&["ip", "route", "add", "default", "via", &other.underlay().to_string()]);
+    }
+    let _echo = Echo::start(&lab.two);
+    let (key, sockets) = (lab.one.public_key(), lab.one.udp_sockets());
+    let reaches = || lab.one.reaches(lab.two.pod(), 500);
+    let mut capture = lab.capture(&lab.one, UNDERLAY);
+    assert!(reaches());
+    for _ in 0..3 {
+        let worker = lab.one.worker();
+        lab.one.run(&["ip", "link", "delete", "selvage0"]);
+        assert!(!reaches(), "its routes are gone with it, and what is left drops");
+        lab.one.worker_after(worker);
+        wait_for("device", || {
+            lab.one.try_run(&["ip", "link", "show", "selvage0"]).status.success().then_some(())
+        });
+        assert!(!reaches(), "a device without routes");
+        // As the agent does when it finds another device than it knew.
+        lab.one.route("10.2.0.0/16");
+        wait_for("echo through the new device", || reaches().then_some(()));
+    }
+    assert_eq!((lab.one.public_key(), lab.one.udp_sockets()), (key, sockets));
+    capture.assert_encrypted_only();
+}
+
+#[test]
+fn a_device_that_cannot_be_opened_again_is_tried_again_and_again() {
+    if skipped() {
+        return;
+    }
+    let lab = Lab::bare();
+    let master = lab.one.start();
+    lab.one.public_key();
+    let worker = lab.one.worker();
+    // Something else is faster than the master.
+    lab.one.kill(master, Signal::SIGSTOP);
+    lab.one.run(&["ip", "link", "delete", "selvage0"]);
+    lab.one.run(&["ip", "link", "add", "selvage0", "type", "veth", "peer", "other"]);
+    lab.one.kill(master, Signal::SIGCONT);
+    let reason = "selvage0 exists and is not a single-queue TUN device";
+    wait_for("the reason, twice", || (lab.one.log().matches(reason).count() > 1).then_some(()));
+    lab.one.run(&["ip", "link", "delete", "selvage0"]);
+    lab.one.worker_after(worker);
+    assert!(lab.one.run(&["ip", "-d", "link", "show", "selvage0"]).contains("tun type tun"));
+    lab.one.kill(master, Signal::SIGTERM);
+    lab.one.wait_end(master);
+}
+
+#[test]
 fn a_device_and_a_port_that_are_held_for_a_moment_are_waited_for() {
     if skipped() {
         return;

@@ -263,6 +263,12 @@ impl Node {
         wait_for("another worker", || Some(self.worker()).filter(|now| *now != worker))
     }
 
+    /// Inodes of the bound UDP sockets in the node's namespace.
+    pub(crate) fn udp_sockets(&self) -> Vec<String> {
+        let table = self.run(&["cat", "/proc/thread-self/net/udp"]);
+        table.lines().skip(1).filter_map(|line| line.split_whitespace().nth(9).map(str::to_owned)).collect()
+    }
+
     /// Waits until the master with this pid has ended by itself, with success.
     pub(crate) fn wait_end(&self, pid: u32) {
         let mut masters = self.masters.lock().unwrap();
