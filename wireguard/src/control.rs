@@ -138,17 +138,31 @@ mod tests {
         assert_eq!(load(&file), None);
         let control = Control::start(folder.path().join("no.sock"), file.clone(), TunnelReport::default());
         let peer = api::agent::Peer { node: "node-2".to_owned(), ..api::agent::Peer::default() };
-        let set = PeerSet { number: 7, peers: vec![peer] };
-        control.in_force.send(set.clone()).unwrap();
-        let mut stored = None;
-        for _ in 0..500 {
-            stored = load(&file);
-            if stored.is_some() {
-                break;
+        for set in [
+            PeerSet { number: 7, peers: vec![peer], no_other_node: false },
+            PeerSet { number: 8, peers: Vec::new(), no_other_node: true },
+        ] {
+            control.in_force.send(set.clone()).unwrap();
+            let mut stored = None;
+            for _ in 0..500 {
+                stored = load(&file).filter(|stored| stored.number == set.number);
+                if stored.is_some() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            assert_eq!(stored, Some(set));
         }
-        assert_eq!(stored, Some(set));
+    }
+
+    #[test]
+    fn a_file_of_an_earlier_version_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("peers.pb");
+        // Number 7, one peer "node-2": before `no_other_node`.
+        host::file::write(&file, b"\x08\x07\x12\x08\x0a\x06node-2", 0o600).unwrap();
+        let peer = api::agent::Peer { node: "node-2".to_owned(), ..api::agent::Peer::default() };
+        assert_eq!(load(&file), Some(PeerSet { number: 7, peers: vec![peer], no_other_node: false }));
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub struct PeerSet {
     pub peers: Vec<PeerConfig>,
     /// Entries that do not. A peer in force that one of them names stays as it is.
     pub refused: Vec<Refused>,
+    /// Without any entry: there are no peers. Otherwise an empty set is silence.
+    pub no_other_node: bool,
 }
 
 /// An entry that was refused.
@@ -71,7 +73,7 @@ impl From<Problem> for api::agent::Problem {
 
 impl From<api::agent::PeerSet> for PeerSet {
     fn from(set: api::agent::PeerSet) -> Self {
-        let mut parsed = Self { number: set.number, ..Self::default() };
+        let mut parsed = Self { number: set.number, no_other_node: set.no_other_node, ..Self::default() };
         for peer in set.peers {
             match parse(&peer) {
                 Ok(peer) => parsed.peers.push(peer),
@@ -178,8 +180,8 @@ mod tests {
             ("allowedIPs", "at most", |p| p.allowed_ips = vec!["10.2.0.0/16".to_owned(); 65]),
         ];
         for (field, message, change) in cases {
-            let set =
-                PeerSet::from(api::agent::PeerSet { number: 7, peers: vec![peer(change), peer(|_| {})] });
+            let peers = vec![peer(change), peer(|_| {})];
+            let set = PeerSet::from(api::agent::PeerSet { number: 7, peers, no_other_node: false });
             assert_eq!(set.peers.len(), 1, "{field}: {message}");
             let [refused] = set.refused.as_slice() else { panic!("{field}: {message}: nothing refused") };
             assert!(refused.problem.location.ends_with(field), "{}", refused.problem.location);

@@ -109,6 +109,7 @@ pub struct Tunnel {
     strangers: Strangers,
     last_id: PeerId,
     number: u64,
+    no_other_node: bool,
     problems: Vec<Problem>,
     changed: bool,
     counters: Counters,
@@ -146,6 +147,7 @@ impl Tunnel {
             // Messages of sessions of an earlier process should not even look like ours.
             last_id: RandomState::new().hash_one(()) as u32 % PEER_IDS,
             number: 0,
+            no_other_node: false,
             problems: Vec::new(),
             changed: true,
             counters: Counters::default(),
@@ -188,7 +190,7 @@ impl Tunnel {
     /// The peers in force as the agent would send them, for the next start.
     pub fn in_force(&self) -> api::agent::PeerSet {
         let peers = self.peers.values().map(Peer::as_message).collect();
-        api::agent::PeerSet { number: self.number, peers }
+        api::agent::PeerSet { number: self.number, peers, no_other_node: self.no_other_node }
     }
 
     /// Whether peers, sessions or problems changed since the last call.

@@ -58,7 +58,7 @@ fn peer_with_key(node: u8, key: u8) -> PeerConfig {
 }
 
 fn set(number: u64, peers: Vec<PeerConfig>) -> PeerSet {
-    PeerSet { number, peers, refused: Vec::new() }
+    PeerSet { number, peers, ..PeerSet::default() }
 }
 
 fn packet(source: [u8; 4], destination: [u8; 4], payload: &[u8]) -> Vec<u8> {
@@ -353,6 +353,29 @@ fn a_removed_peer_is_heard_no_more_and_an_empty_set_removes_none() {
 }
 
 #[test]
+fn the_last_peer_goes_when_the_set_says_that_there_is_none() {
+    let mut net = Net::of(&[1, 2]);
+    let none = PeerSet { number: 2, no_other_node: true, ..PeerSet::default() };
+    net.update(1, none.clone());
+    assert_eq!((net.node(1).number(), net.node(1).peers().count()), (2, 0));
+    assert!(net.node(1).problems().is_empty());
+    assert!(!net.reaches(1, 2) && !net.reaches(2, 1));
+    let counters = net.node(1).counters();
+    assert_eq!((counters.no_peer, counters.unknown_peer), (1, 1), "neither sent nor heard");
+    let stored = net.node(1).in_force();
+    assert_eq!(PeerSet::from(stored.clone()), none);
+
+    // What is stored says it again to the next worker, and takes nothing from one that has peers by then but what it says.
+    let mut next = Tunnel::new(secret(1), net.now);
+    next.update_peers(PeerSet::from(stored), net.now, &mut Out::default());
+    assert_eq!((next.number(), next.peers().count()), (2, 0));
+    net.nodes.insert(endpoint(1), next);
+    net.update(1, set(3, vec![peer(2)]));
+    assert!(net.reaches(1, 2) && net.reaches(2, 1));
+    assert!(!net.node(1).in_force().no_other_node);
+}
+
+#[test]
 fn what_cannot_be_is_refused_with_the_reason_and_changes_nothing_else() {
     let mut net = Net::of(&[1, 2, 3]);
     let problems = |net: &mut Net| {
@@ -381,7 +404,8 @@ fn what_cannot_be_is_refused_with_the_reason_and_changes_nothing_else() {
         endpoint: "nonsense".to_owned(),
         allowed_ips: Vec::new(),
     };
-    net.update(1, PeerSet::from(api::agent::PeerSet { number: 3, peers: vec![legible] }));
+    let illegible = api::agent::PeerSet { number: 3, peers: vec![legible], no_other_node: true };
+    net.update(1, PeerSet::from(illegible));
     assert_eq!(problems(&mut net).len(), 1);
     assert!(net.reaches(1, 2) && net.reaches(2, 1));
     assert!(!net.reaches(1, 3), "node 3 was not in the set");

@@ -46,6 +46,11 @@ pub(super) fn build(
     (routes, peers)
 }
 
+/// Whether this node is the only one. A source that does not name this node itself, or that could not be read in part, does not say so.
+pub(super) fn is_alone(config: &Config, records: &Records) -> bool {
+    records.problems.is_empty() && records.nodes.keys().eq([&config.node_name])
+}
+
 /// A range outside of the pod network would take away what this node itself sends there.
 fn within_network(config: &Config, node: &Node, problems: &mut Vec<Problem>) -> Vec<IpNet> {
     let (inside, outside): (Vec<IpNet>, Vec<IpNet>) =
@@ -121,5 +126,22 @@ mod tests {
         assert_eq!((peer.node.as_str(), peer.endpoint.as_str()), ("node-2", "172.31.2.2:51820"));
         assert_eq!(peer.allowed_ips, ["10.2.0.0/16", "172.31.2.2/32"], "not what it says of itself");
         assert_eq!(problems.len(), 4);
+    }
+
+    #[test]
+    fn a_node_is_alone_only_if_a_source_that_was_read_names_it_and_no_other() {
+        let config = Config::load(&Cli::parse_from(["mesh-agent", "--node-name", "node-1"])).unwrap();
+        let node = |name: &str| Node { name: name.to_owned(), addresses: Vec::new(), pod_ranges: Vec::new() };
+        let records = |names: &[&str]| {
+            let nodes = names.iter().map(|name| ((*name).to_owned(), Arc::new(node(name)))).collect();
+            Records { nodes, ..Records::default() }
+        };
+        assert!(is_alone(&config, &records(&["node-1"])));
+        for names in [&[][..], &["node-2"], &["node-1", "node-2"]] {
+            assert!(!is_alone(&config, &records(names)), "{names:?}");
+        }
+        let mut in_part = records(&["node-1"]);
+        in_part.problems.push(Problem { location: "node-2.yaml".into(), message: "not YAML".into() });
+        assert!(!is_alone(&config, &in_part));
     }
 }

@@ -236,13 +236,15 @@ impl<S: Source> Reconciler<S> {
                 .push(Problem { location: "routes to the other nodes".into(), message: error.to_string() });
         }
         self.problems.peers = problems;
-        let known = self.peer_sets.borrow().as_ref().is_some_and(|set| set.peers == peers);
+        let set = PeerSet { number: 0, peers, no_other_node: peers::is_alone(&self.config, records) };
+        let known = |known: &Arc<PeerSet>| PeerSet { number: 0, ..(**known).clone() } == set;
+        let known = self.peer_sets.borrow().as_ref().is_some_and(known);
         if known {
             return;
         }
         match block_in_place(|| self.numbers.take()) {
             Ok(number) => {
-                self.peer_sets.send_replace(Some(Arc::new(PeerSet { number, peers })));
+                self.peer_sets.send_replace(Some(Arc::new(PeerSet { number, ..set })));
             }
             Err(error) => self.retry_later("number of the next peer set", &error),
         }

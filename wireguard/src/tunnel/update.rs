@@ -20,16 +20,18 @@ impl Tunnel {
     /// Puts `set` in force. New peers, and those that moved, are shaken hands with at once; sessions of the others go on.
     ///
     /// A refused entry ([`Tunnel::problems`] says why) never removes anything: the peer that it names stays as it is. An empty set
-    /// is not read as "remove everything".
+    /// is not read as "remove everything", unless it says so ([`PeerSet::no_other_node`]).
     pub fn update_peers(&mut self, mut set: PeerSet, now: Instant, sink: &mut impl Sink) {
         self.changed = true;
-        if set.peers.is_empty() && set.refused.is_empty() && !self.peers.is_empty() {
+        let is_silence = set.peers.is_empty() && set.refused.is_empty() && !set.no_other_node;
+        if is_silence && !self.peers.is_empty() {
             let message = format!("is empty: the {} peers in force stay", self.peers.len());
             self.problems = vec![Problem { location: format!("peer set {}", set.number), message }];
             return;
         }
         self.refuse_impossible(&mut set);
         self.number = set.number;
+        self.no_other_node = set.no_other_node;
 
         let mut wanted = HashSet::new();
         for config in set.peers {

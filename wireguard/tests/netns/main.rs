@@ -132,7 +132,7 @@ fn a_successor_takes_over_and_the_old_master_leaves() {
     for (node, other) in [(&lab.one, &lab.two), (&lab.two, &lab.one)] {
         node.public_key();
         node.route(&format!("10.{}.0.0/16", other.number));
-        node.agent.send(PeerSet { number: 1, peers: vec![other.as_peer()] });
+        node.agent.send(PeerSet { number: 1, peers: vec![other.as_peer()], no_other_node: false });
     }
     lab.one.wait_session();
     lab.two.wait_session();
@@ -168,7 +168,7 @@ fn device_and_routes_outlive_the_program_and_nothing_leaks_meanwhile() {
         node.route(&format!("10.{}.0.0/16", other.number));
         // A way out in clear, if the tunnel's route ever went away; the blackhole must be in front of it.
         node.run(&["ip", "route", "add", "default", "via", &other.underlay().to_string()]);
-        node.agent.send(PeerSet { number: 1, peers: vec![other.as_peer()] });
+        node.agent.send(PeerSet { number: 1, peers: vec![other.as_peer()], no_other_node: false });
     }
     lab.one.wait_session();
     let _echo = Echo::start(&lab.two);
@@ -294,7 +294,7 @@ fn what_the_agent_sends_is_reported_back() {
         endpoint: "here".to_owned(),
         allowed_ips: vec![],
     };
-    lab.one.agent.send(PeerSet { number: 2, peers: vec![lab.two.as_peer(), bad] });
+    lab.one.agent.send(PeerSet { number: 2, peers: vec![lab.two.as_peer(), bad], no_other_node: false });
     let report =
         wait_for("report of set 2", || lab.one.agent.reports().pop().filter(|report| report.number == 2));
     assert_eq!(report.problems.len(), 1);
@@ -311,6 +311,43 @@ fn what_the_agent_sends_is_reported_back() {
         let (ours, theirs) = (lab.one.agent.reports().pop()?, lab.two.agent.reports().pop()?);
         (ours.no_peer_packets > 0 && theirs.refused_source_packets > 0).then_some(())
     });
+}
+
+#[test]
+fn the_last_peer_goes_when_the_agent_says_that_there_is_none() {
+    if skipped() {
+        return;
+    }
+    let lab = Lab::new();
+    let peers = |number: u64| {
+        wait_for("report", || {
+            lab.one
+                .agent
+                .reports()
+                .pop()
+                .filter(|report| report.number == number)
+                .map(|report| report.peers.len())
+        })
+    };
+    let send = |number: u64, no_other_node: bool| {
+        lab.one.agent.send(PeerSet { number, peers: Vec::new(), no_other_node });
+    };
+    send(2, false);
+    wait_for("refusal", || lab.one.agent.reports().pop().filter(|report| !report.problems.is_empty()));
+    assert_eq!(peers(1), 1, "silence");
+    send(3, true);
+    assert_eq!(peers(3), 0);
+    let stored = lab.one.state("worker/peers.pb");
+    let is_stored =
+        || <PeerSet as prost::Message>::decode(fs::read(&stored).unwrap().as_slice()).unwrap().no_other_node;
+    wait_for("stored set", || is_stored().then_some(()));
+    let worker = lab.one.worker();
+    lab.one.kill(worker, Signal::SIGKILL);
+    let worker = lab.one.worker_after(worker);
+    let report = wait_for("report of the next worker", || {
+        lab.one.agent.reports().pop().filter(|report| report.pid == worker && report.number == 3)
+    });
+    assert_eq!(report.peers.len(), 0);
 }
 
 /// What a killed wireguard-go leaves.
@@ -378,7 +415,7 @@ fn wireguard_go_is_a_peer_like_any_other() {
         endpoint: format!("{}:51820", lab.two.underlay()),
         allowed_ips: vec!["10.2.0.0/16".to_owned()],
     };
-    lab.one.agent.send(PeerSet { number: 1, peers: vec![peer] });
+    lab.one.agent.send(PeerSet { number: 1, peers: vec![peer], no_other_node: false });
     lab.one.wait_session();
 
     let mut capture = lab.capture(&lab.one, UNDERLAY);

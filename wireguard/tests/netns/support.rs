@@ -373,8 +373,8 @@ impl Lab {
         }
         lab.one.route("10.2.0.0/16");
         lab.two.route("10.1.0.0/16");
-        lab.one.agent.send(PeerSet { number: 1, peers: vec![lab.two.as_peer()] });
-        lab.two.agent.send(PeerSet { number: 1, peers: vec![lab.one.as_peer()] });
+        lab.one.agent.send(PeerSet { number: 1, peers: vec![lab.two.as_peer()], no_other_node: false });
+        lab.two.agent.send(PeerSet { number: 1, peers: vec![lab.one.as_peer()], no_other_node: false });
         for node in [&lab.one, &lab.two] {
             node.wait_session();
         }
