@@ -1,11 +1,13 @@
 //! What happens to live connections when policy changes?
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use conformance::command::{self, Background};
 use lab::Lab;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::fixture::{self, NS};
 
@@ -129,6 +131,78 @@ fn a_forbidden_response_ends_while_it_streams() {
         );
         lab.apply_yaml(&policy()).unwrap();
     }
+}
+
+/// Connections on each of which one request was answered; one more on each of them once it is told to; then waits.
+const MANY_KEPT_ALIVE: &str = r"
+import socket, sys
+connections = [socket.create_connection((sys.argv[1], 8080), 3) for _ in range(20)]
+for s in connections:
+    s.sendall(b'GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n')
+    got = b''
+    while b'}' not in got: got += s.recv(4096)
+print('ready', flush=True)
+sys.stdin.readline()
+for s in connections: s.sendall(b'GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n')
+print('sent', flush=True)
+sys.stdin.readline()
+";
+
+#[test]
+fn a_hung_proxy_does_not_serve_what_was_forbidden_meanwhile() {
+    let Some(lab) = fixture::shop() else { return };
+    for (node, server) in [("node-1", "api-server-1"), ("node-2", "api-server-2")] {
+        until_forbidden_gets(&lab, server, 403);
+        let mut python = lab.pod_command(NS, "frontend", "python3");
+        python.args(["-c", MANY_KEPT_ALIVE, &lab.pod_address(NS, server).unwrap().to_string()]);
+        let mut child = Background(python.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap());
+        let mut tell = child.0.stdin.take().unwrap();
+        let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
+        assert_eq!(lines.next().unwrap().unwrap(), "ready");
+
+        let worker = Hung::new(lab.worker_pid(node, "mesh-proxy").unwrap());
+        lab.apply_yaml(&policy().replace("/healthz", "/nothing")).unwrap();
+        until_nothing_connects(&lab, server);
+        tell.write_all(b"\n").unwrap();
+        assert_eq!(lines.next().unwrap().unwrap(), "sent");
+        // Long enough for each request to be sent again, and again.
+        std::thread::sleep(Duration::from_secs(1));
+        drop(worker);
+        until_forbidden_gets(&lab, server, 403);
+        let log = fixture::access_log(&lab, server);
+        assert_eq!(log.lines().filter(|line| line.contains("/healthz")).count(), 20, "{server}: {log}");
+        lab.apply_yaml(&policy()).unwrap();
+    }
+}
+
+/// A process that runs again when this is dropped.
+struct Hung(Pid);
+
+impl Hung {
+    fn new(pid: u32) -> Self {
+        let pid = Pid::from_raw(pid.try_into().unwrap());
+        kill(pid, Signal::SIGSTOP).unwrap();
+        Self(pid)
+    }
+}
+
+impl Drop for Hung {
+    fn drop(&mut self) {
+        // If it is gone, the test has failed already.
+        let _ = kill(self.0, Signal::SIGCONT);
+    }
+}
+
+/// Waits until not even a connection is made: the kernel denies.
+fn until_nothing_connects(lab: &Lab, server: &str) {
+    let address = lab.pod_address(NS, server).unwrap().to_string();
+    let connect = "import socket, sys; socket.create_connection((sys.argv[1], 8080), 0.3)";
+    command::eventually(Duration::from_secs(10), || {
+        let said = fixture::python(lab, "frontend", connect, &[&address]);
+        anyhow::ensure!(!said.status.success(), "connected");
+        Ok(())
+    })
+    .unwrap();
 }
 
 #[test]
