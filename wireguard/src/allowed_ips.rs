@@ -25,6 +25,14 @@ impl AllowedIps {
         if holder == peer { Ok(()) } else { Err(holder) }
     }
 
+    /// The peer that `prefix` itself belongs to, whoever has longer or shorter ones around it.
+    pub(crate) fn holder(&self, prefix: IpNet) -> Option<PeerId> {
+        match prefix {
+            IpNet::V4(prefix) => self.v4.get(&prefix).copied(),
+            IpNet::V6(prefix) => self.v6.get(&prefix).copied(),
+        }
+    }
+
     /// The peer with the longest prefix that holds `address`.
     pub(crate) fn peer_of(&self, address: IpAddr) -> Option<PeerId> {
         match address {
@@ -72,5 +80,13 @@ mod tests {
         assert_eq!(table.claim("10.2.0.0/16".parse().unwrap(), 3), Err(2));
         assert_eq!(table.claim("10.2.0.0/16".parse().unwrap(), 2), Ok(()), "named twice by one peer");
         assert_eq!(table.peer_of("10.2.0.1".parse().unwrap()), Some(2));
+    }
+
+    #[test]
+    fn a_holder_is_that_of_the_very_prefix() {
+        let table = table(&[("10.2.0.0/16", 2), ("10.2.0.0/24", 7)]);
+        for (prefix, peer) in [("10.2.0.0/16", Some(2)), ("10.2.0.0/24", Some(7)), ("10.2.0.0/20", None)] {
+            assert_eq!(table.holder(prefix.parse().unwrap()), peer, "{prefix}");
+        }
     }
 }
