@@ -181,8 +181,11 @@ impl Config {
                 "IPv6 is not supported yet: give an IPv4 network such as 10.0.0.0/8",
             );
         }
-        if self.tunnel_device.is_empty() || self.tunnel_device.len() > 15 {
-            return invalid("tunnel_device", "a device name has 1 to 15 bytes");
+        // It also stands in firewall rules, where other characters mean something.
+        let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+        let name = &self.tunnel_device;
+        if !(1..=15).contains(&name.len()) || !name.bytes().all(fits) || name.starts_with('.') {
+            return invalid("tunnel_device", "1 to 15 letters, digits, '-', '_' and '.', no '.' in front");
         }
         if self.tunnel_port == 0 {
             return invalid("tunnel_port", "0 is no port that peers could know");
@@ -297,6 +300,7 @@ mod tests {
             ("node_name", ["--node-name", "../etc"]),
             ("pod_network", ["--pod-network", "fd00::/8"]),
             ("tunnel_device", ["--tunnel-device", "a-name-that-is-too-long"]),
+            ("tunnel_device", ["--tunnel-device", "selvage*"]),
         ] {
             let error = parse(&flags).unwrap_err().to_string();
             assert!(error.starts_with(field), "{error}");

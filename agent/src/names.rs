@@ -7,7 +7,8 @@ use crate::journal::AttachmentKey;
 
 /// Hex digits in the name of a host side: as many as fit into the kernel's 15 bytes after the prefix and keep one free.
 const DIGITS: usize = 11;
-const PREFIX: &str = "sv";
+/// How the names of host sides begin; nothing else on a node begins so.
+pub const HOST_PREFIX: &str = "sv";
 
 /// Name of the host side of a veth: `sv` and 11 hex digits of a hash of container ID and interface.
 pub fn host_interface(key: &AttachmentKey) -> String {
@@ -19,12 +20,12 @@ pub fn host_interface(key: &AttachmentKey) -> String {
     });
     // Folded, so that the bits that are cut off count too.
     let folded = (hash ^ (hash >> 44)) & ((1 << 44) - 1);
-    format!("{PREFIX}{folded:011x}")
+    format!("{HOST_PREFIX}{folded:011x}")
 }
 
 /// Whether a device has a name as [`host_interface`] gives them.
 pub fn is_host_interface(name: &str) -> bool {
-    name.strip_prefix(PREFIX).is_some_and(|digits| {
+    name.strip_prefix(HOST_PREFIX).is_some_and(|digits| {
         digits.len() == DIGITS && digits.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
     })
 }

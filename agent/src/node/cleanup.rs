@@ -5,8 +5,8 @@ use std::path::Path;
 
 use host::netlink::{Netlink, ROUTE_PROTOCOL, TABLE_MAIN};
 
-use super::routes::{PRIORITY_NODES, PRIORITY_PROXY, TABLE_NODES, TABLE_PROXY};
-use super::{NodeError, masquerade};
+use super::wanted::{PRIORITY_NODES, PRIORITY_PROXY, TABLE_NODES, TABLE_PROXY};
+use super::{NodeError, firewall};
 use crate::config::Config;
 use crate::journal::Journal;
 
@@ -44,7 +44,7 @@ pub async fn cleanup(config: &Config) -> Result<(), NodeError> {
             }
         }
     }
-    masquerade::remove().await?;
+    firewall::remove().await?;
     delete_tunnel(&netlink, &config.tunnel_device).await?;
     datapath::remove_pins(&config.pin_dir)?;
     if let Some(journal) = &mut journal {

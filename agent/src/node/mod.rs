@@ -1,15 +1,17 @@
 //! What the agent makes of the node: kernel settings, the tunnel device, rules, routes, the firewall table. Every step is
-//! idempotent, so a restart adopts what is there; nothing is torn down when the agent ends. docs/ARCHITECTURE.md has the
-//! list ("Addresses, routes, rules").
+//! idempotent, so a restart adopts what is there, and is taken again regularly; nothing is torn down when the agent ends.
+//! docs/ARCHITECTURE.md has the list ("Addresses, routes, rules").
 
 mod cleanup;
-mod masquerade;
-mod routes;
+mod firewall;
+mod keep;
+mod own;
 mod settings;
+mod wanted;
 
 use std::net::IpAddr;
 
-use host::netlink::{Link, LinkChange, Netlink, NetlinkError};
+use host::netlink::{Link, Netlink, NetlinkError};
 use host::sysctl::SysctlError;
 use host::tun::TunError;
 use ipnet::IpNet;
@@ -18,13 +20,13 @@ use policy::Node;
 use crate::config::Config;
 
 pub use cleanup::cleanup;
-pub use masquerade::FirewallError;
-pub use routes::PeerNode;
+pub use firewall::FirewallError;
+pub use keep::Outcome;
+pub use own::Uplink;
+pub use wanted::{PeerNode, PodLink};
 
-/// Bytes that encryption adds to a packet: IPv6 header 40, UDP 8, WireGuard 32.
-const TUNNEL_OVERHEAD: u32 = 80;
-/// The smallest MTU that IPv6 may have; below it the uplink cannot carry pods.
-const MIN_MTU: u32 = 1280;
+use firewall::Firewall;
+use own::Own;
 
 /// Why the node cannot be a node.
 #[derive(Debug, thiserror::Error)]
@@ -82,13 +84,20 @@ pub enum NodeError {
     Journal(#[from] crate::journal::JournalError),
 }
 
-/// The node's own network, set up.
+impl NodeError {
+    /// Whether nothing but another start can help: the administrator must change the kernel's settings first.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Setting { .. } | Self::Sysctl(_))
+    }
+}
+
+/// The node's own network.
 pub struct NodeNetwork {
     netlink: Netlink,
     config: Config,
     /// Device of the underlay.
-    pub uplink: Link,
-    /// The TUN; none without encryption.
+    pub uplink: Uplink,
+    /// The TUN; none without encryption, or before it could be made.
     pub tunnel: Option<Link>,
     /// MTU of pods.
     pub mtu: u32,
@@ -96,30 +105,26 @@ pub struct NodeNetwork {
     pub address: IpAddr,
     /// Where its pods get their addresses from; at least one.
     pub pod_ranges: Vec<IpNet>,
-    /// Peers as they were last routed.
-    peers: Option<Vec<PeerNode>>,
+    /// Addresses that pods of this node have outside of its ranges, which were others when they got them.
+    strays: Vec<IpAddr>,
+    peers: Vec<PeerNode>,
+    firewall: Firewall,
 }
 
 impl NodeNetwork {
-    /// Checks the node and makes everything that pods need before the first of them, but for what depends on the other
-    /// nodes: [`Self::set_peers`] follows. Until then routes to them stay as an earlier agent left them.
+    /// Checks the node and its kernel's settings. Nothing else is made: [`Self::ensure_devices`] and
+    /// [`Self::ensure_ways`] follow.
     ///
     /// # Errors
-    /// What is wrong with the Node object, the kernel's settings, or what the kernel refused.
+    /// What is wrong with the Node object, the devices or the kernel's settings.
     pub async fn set_up(config: &Config, node: &Node) -> Result<Self, NodeError> {
-        let (address, pod_ranges) = own_addresses(config, node)?;
         let netlink = Netlink::connect()?;
-        let uplink = find_uplink(&netlink, config, address).await?;
+        let Own { address, pod_ranges, uplink, mtu } = Own::find(&netlink, config, node).await?;
         settings::check(&uplink.name)?;
-        settings::write()?;
-        let overhead = if config.encryption { TUNNEL_OVERHEAD } else { 0 };
-        let mtu = uplink.mtu.saturating_sub(overhead);
-        if mtu < MIN_MTU {
-            let problem =
-                format!("MTU {} is too small: at least {} is needed", uplink.mtu, MIN_MTU + overhead);
-            return Err(NodeError::Device { device: uplink.name, problem });
+        for (_, written) in settings::write() {
+            written?;
         }
-        let mut network = Self {
+        Ok(Self {
             netlink,
             config: config.clone(),
             uplink,
@@ -127,56 +132,43 @@ impl NodeNetwork {
             mtu,
             address,
             pod_ranges,
-            peers: None,
-        };
-        network.routes_before_pods().await?;
-        if config.encryption {
-            network.tunnel = Some(network.ensure_tunnel().await?);
-        }
-        Ok(network)
+            strays: Vec::new(),
+            peers: Vec::new(),
+            firewall: Firewall::default(),
+        })
     }
 
-    /// The TUN, made if it is not there: routes need it before the tunnel program runs.
-    async fn ensure_tunnel(&self) -> Result<Link, NodeError> {
-        let name = &self.config.tunnel_device;
-        if self.netlink.link(name).await?.is_none() {
-            match host::tun::open_or_create(name, false) {
-                // The tunnel program was faster.
-                Ok(_) | Err(TunError::Busy(_)) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        let device = |problem: &str| NodeError::Device { device: name.clone(), problem: problem.to_owned() };
-        let link = self.netlink.link(name).await?.ok_or_else(|| device("it vanished"))?;
-        if link.kind.as_deref() != Some("tun") {
-            return Err(device(
-                "it exists and is no TUN device: delete it or choose another name (--tunnel-device)",
-            ));
-        }
-        if link.mtu != self.mtu || !link.up {
-            let change = LinkChange { up: Some(true), mtu: Some(self.mtu), ..LinkChange::default() };
-            self.netlink.change_link(link.index, &change).await?;
-        }
-        settings::write_tunnel(name)?;
-        Ok(Link { mtu: self.mtu, up: true, ..link })
-    }
-
-    /// Whether the tunnel device was made anew (by somebody who deleted it), so that routes and programs are gone; it is
-    /// set up again then.
+    /// Becomes what the Node object and the devices say now, if that is something else. Whether it was.
     ///
     /// # Errors
-    /// As [`Self::set_up`].
-    pub async fn repair_tunnel(&mut self) -> Result<bool, NodeError> {
-        let Some(known) = self.tunnel.clone() else { return Ok(false) };
-        let found = self.netlink.link(&known.name).await?;
-        if found.is_some_and(|link| link.index == known.index && link.up && link.mtu == known.mtu) {
-            return Ok(false);
-        }
-        tracing::warn!(device = known.name, "the tunnel device was changed by somebody; setting it up again");
-        self.tunnel = Some(self.ensure_tunnel().await?);
-        let peers = self.peers.take().unwrap_or_default();
-        self.set_peers(&peers).await?;
-        Ok(true)
+    /// What is wrong with them; the node stays what it was.
+    pub async fn follow(&mut self, node: &Node) -> Result<bool, NodeError> {
+        let own = Own::find(&self.netlink, &self.config, node).await?;
+        let before = Own {
+            address: self.address,
+            pod_ranges: self.pod_ranges.clone(),
+            uplink: self.uplink.clone(),
+            mtu: self.mtu,
+        };
+        let changed = own != before;
+        Own { address: self.address, pod_ranges: self.pod_ranges, uplink: self.uplink, mtu: self.mtu } = own;
+        Ok(changed)
+    }
+
+    /// What is known of the other nodes, and which addresses this node's pods have outside of its ranges. Whether that is
+    /// something new: then [`Self::ensure_ways`] is to follow.
+    pub fn set_neighbourhood(&mut self, peers: Vec<PeerNode>, strays: Vec<IpAddr>) -> bool {
+        let changed = self.peers != peers || self.strays != strays;
+        (self.peers, self.strays) = (peers, strays);
+        changed
+    }
+
+    /// All devices.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub async fn links(&self) -> Result<Vec<Link>, NodeError> {
+        Ok(self.netlink.links().await?)
     }
 
     /// The device with this name.
@@ -194,35 +186,4 @@ impl NodeNetwork {
 /// The kernel refused.
 pub async fn delete_device(name: &str) -> Result<bool, NodeError> {
     Ok(Netlink::connect()?.delete_link(name).await?)
-}
-
-fn own_addresses(config: &Config, node: &Node) -> Result<(IpAddr, Vec<IpNet>), NodeError> {
-    let wrong = |field, problem: String| NodeError::Object { node: node.name.clone(), field, problem };
-    let address = node.addresses.iter().find(|address| address.is_ipv4()).copied();
-    let address =
-        address.ok_or_else(|| wrong("status.addresses", "an InternalIP (IPv4) is needed".to_owned()))?;
-    let ranges: Vec<IpNet> = node.pod_ranges.iter().filter(|range| range.addr().is_ipv4()).copied().collect();
-    if ranges.is_empty() {
-        return Err(wrong("spec.podCIDR", "an IPv4 range is needed".to_owned()));
-    }
-    for range in &ranges {
-        if !config.pod_network.contains(range) {
-            let problem =
-                format!("{range} lies outside of the pod network {} (--pod-network)", config.pod_network);
-            return Err(wrong("spec.podCIDR", problem));
-        }
-    }
-    Ok((address, ranges))
-}
-
-async fn find_uplink(netlink: &Netlink, config: &Config, address: IpAddr) -> Result<Link, NodeError> {
-    if let Some(name) = &config.uplink {
-        let missing =
-            || NodeError::Device { device: name.clone(), problem: "no such device (--uplink)".to_owned() };
-        return netlink.link(name).await?.ok_or_else(missing);
-    }
-    let addresses = netlink.addresses().await?;
-    let index = addresses.iter().find(|(_, known)| known.addr() == address).map(|(index, _)| *index);
-    let index = index.ok_or(NodeError::NoUplink(address))?;
-    netlink.link_by_index(index).await?.ok_or(NodeError::NoUplink(address))
 }

@@ -1,8 +1,10 @@
 //! Kernel settings that the datapath depends on.
 
+use host::sysctl::SysctlError;
+
 use super::NodeError;
 
-/// Written at the start; kept when the agent ends.
+/// Written at the start and whenever somebody changed them; kept when the agent ends.
 const WRITTEN: &[(&str, &str)] = &[
     ("net.ipv4.ip_forward", "1"),
     // Else a TIME_WAIT of the proxy swallows a later direct connection on the same port.
@@ -28,23 +30,23 @@ pub(super) fn check(uplink: &str) -> Result<(), NodeError> {
     Ok(())
 }
 
-pub(super) fn write() -> Result<(), NodeError> {
-    for (key, value) in WRITTEN {
-        ensure(key, value)?;
-    }
-    Ok(())
+/// Each setting, and whether it had to be written.
+pub(super) fn write() -> impl Iterator<Item = (&'static str, Result<bool, SysctlError>)> {
+    WRITTEN.iter().map(|&(key, value)| (key, ensure(key, value)))
 }
 
 /// Packets of a peer's own address come in through the tunnel, and answers to that address may leave through the uplink:
-/// "loose" reverse path filtering, in place of a strict one that a distribution may have set for all devices.
-pub(super) fn write_tunnel(device: &str) -> Result<(), NodeError> {
+/// "loose" reverse path filtering, in place of a strict one that a distribution may have set for all devices. Whether it
+/// had to be written.
+pub(super) fn write_tunnel(device: &str) -> Result<bool, SysctlError> {
     ensure(&format!("net/ipv4/conf/{device}/rp_filter"), "2")
 }
 
 /// Only written if it differs: containers often have `/proc/sys` read-only and the right values already.
-fn ensure(key: &str, value: &str) -> Result<(), NodeError> {
-    if host::sysctl::read(key)? != value {
+fn ensure(key: &str, value: &str) -> Result<bool, SysctlError> {
+    let differs = host::sysctl::read(key)? != value;
+    if differs {
         host::sysctl::write(key, value)?;
     }
-    Ok(())
+    Ok(differs)
 }

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use policy::Problem;
 use tokio::sync::oneshot;
 use tokio::task::block_in_place;
 use tokio::time::Instant;
@@ -153,7 +154,10 @@ impl<S: Source> Reconciler<S> {
 
     fn not_ready(&self) -> CniError {
         let name = &self.config.node_name;
-        CniError::NotReady(format!("no Node object {name:?} in the source yet (or no pod range in it)"))
+        CniError::NotReady(match self.problems.peers.first() {
+            Some(Problem { location, message }) => format!("{location}: {message}"),
+            None => format!("no Node object {name:?} in the source yet"),
+        })
     }
 
     fn take_address(&mut self) -> Result<IpAddr, CniError> {

@@ -10,6 +10,7 @@ mod compile;
 mod flip;
 mod judges;
 mod news;
+mod node;
 mod peers;
 mod setup;
 mod view;
@@ -39,6 +40,7 @@ use crate::source::{NodeStatus, Records, Source};
 use self::cni::Waiter;
 use self::judges::Judge;
 use self::news::Proxy;
+use self::node::Keeping;
 
 pub use self::cni::{AllocateRequest, Allocated, AttachRequest, CniError, Reply};
 pub use self::news::{ConnectionId, ProxyNews, Request, TunnelNews};
@@ -50,7 +52,7 @@ const REQUESTS: usize = 256;
 /// How long the kernel waits for the proxy to take over a snapshot. Then L4 changes anyway and the L7 rules that are new
 /// deny: a proxy that hangs must not keep a refusal out of force.
 const ACK_LIMIT: Duration = Duration::from_secs(1);
-/// What is repaired without being asked: notes, announcements, the tunnel device.
+/// What is repaired without being asked: notes, announcements, and everything that the agent made of the node.
 const TICK: Duration = Duration::from_secs(10);
 /// Pause before what failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -102,6 +104,7 @@ struct Problems {
     /// Found at the start.
     start: Vec<Problem>,
     compile: Vec<Problem>,
+    /// Of this node's network and its ways to the others.
     peers: Vec<Problem>,
     /// Something that is being tried again.
     retry: Vec<Problem>,
@@ -126,6 +129,7 @@ pub struct Reconciler<S: Source> {
     unused_number: Option<u64>,
 
     network: Option<NodeNetwork>,
+    keeping: Keeping,
     datapath: Datapath,
     installed: Installed,
     origins: Arc<Mutex<Origins>>,
@@ -169,7 +173,7 @@ impl<S: Source> Reconciler<S> {
                     changed.map_err(|_| ReconcileError::SourceEnded)?;
                     let newest = records.borrow_and_update().clone();
                     self.take_records(newest);
-                    self.update_peers().await;
+                    self.keep_node(false).await;
                 }
                 request = self.requests.recv() => match request {
                     Some(request) => self.handle(request).await,
@@ -193,6 +197,9 @@ impl<S: Source> Reconciler<S> {
             return Ok(());
         }
         let now = Instant::now();
+        if self.keeping.retry_at.is_some_and(|at| at <= now) {
+            self.keep_node(true).await;
+        }
         if self.retry_at.is_some_and(|at| at <= now) {
             self.retry_at = None;
             self.write_config();
@@ -237,13 +244,19 @@ impl<S: Source> Reconciler<S> {
         // One that has passed waits for something else.
         let waiter =
             self.waiters.iter().map(|waiter| waiter.deadline).filter(|deadline| *deadline > now).min();
-        [pending, waiter, self.retry_at].into_iter().flatten().min().unwrap_or(now + TICK)
+        [pending, waiter, self.retry_at, self.keeping.retry_at]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(now + TICK)
     }
 
     fn take_records(&mut self, records: Option<Arc<Records>>) {
         let Some(records) = records else { return };
         self.known_nodes.learn(&records);
         self.records = Some(records);
+        // What is new may be what was missing.
+        self.keeping.retry_at = self.keeping.retry_at.map(|_| Instant::now());
         self.dirty = true;
     }
 
@@ -260,7 +273,6 @@ impl<S: Source> Reconciler<S> {
         }
         self.honour_release_notes().await;
         self.compare_announcements();
-        self.repair_tunnel().await;
-        self.update_peers().await;
+        self.keep_node(true).await;
     }
 }

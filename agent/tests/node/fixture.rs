@@ -100,20 +100,43 @@ impl Node {
 
     /// Starts the agent and waits until it has compiled its first snapshot.
     pub(crate) async fn start(&mut self) -> StatusResponse {
+        self.spawn(None);
+        self.status_when("a snapshot is in force", LIMIT, |status| status.snapshot_enforced > 0).await
+    }
+
+    /// Starts the agent, with `path` as its search path for programs.
+    pub(crate) fn spawn(&mut self, path: Option<&Path>) {
         let mut command = self.command();
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.path("agent.log")).unwrap();
         command.stderr(log);
+        if let Some(path) = path {
+            command.env("PATH", path);
+        }
         self.agent = Some(self.namespace.run(move || command.spawn()).unwrap().unwrap());
+    }
+
+    /// The agent's status as soon as it is as it should be.
+    pub(crate) async fn status_when(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        is_so: impl Fn(&StatusResponse) -> bool,
+    ) -> StatusResponse {
         let start = Instant::now();
         loop {
-            if let Ok(status) = self.control().status(api::agent::StatusRequest {}).await {
-                let status = status.into_inner();
-                if status.snapshot_enforced > 0 {
-                    return status;
-                }
+            let status =
+                self.control().status(api::agent::StatusRequest {}).await.map(tonic::Response::into_inner);
+            if let Ok(status) = &status
+                && is_so(status)
+            {
+                return status.clone();
             }
             let ended = self.agent.as_mut().unwrap().try_wait().unwrap();
-            assert!(ended.is_none() && start.elapsed() < LIMIT, "{ended:?}\n{}", self.log());
+            assert!(
+                ended.is_none() && start.elapsed() < limit,
+                "not within {limit:?}: {what}; {ended:?} {status:?}\n{}",
+                self.log()
+            );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -137,10 +160,13 @@ impl Node {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// `ip monitor route` into `routes.log`, from now on.
-    pub(crate) fn monitor_routes(&mut self) {
+    /// `ip monitor` for some kinds of objects into `routes.log`, from now on.
+    pub(crate) fn monitor(&mut self, objects: &[&str]) {
         let mut command = Command::new("ip");
-        command.args(["monitor", "route"]).stdout(std::fs::File::create(self.path("routes.log")).unwrap());
+        command
+            .args(["-4", "monitor"])
+            .args(objects)
+            .stdout(std::fs::File::create(self.path("routes.log")).unwrap());
         self.monitor = Some(self.namespace.run(move || command.spawn()).unwrap().unwrap());
     }
 
@@ -177,6 +203,14 @@ impl Node {
     }
 
     pub(crate) async fn allocate(&self, container: &str, pod: &str) -> AllocateResponse {
+        self.try_allocate(container, pod).await.unwrap()
+    }
+
+    pub(crate) async fn try_allocate(
+        &self,
+        container: &str,
+        pod: &str,
+    ) -> Result<AllocateResponse, tonic::Status> {
         let request = AllocateRequest {
             attachment: attachment(container),
             netns: self.namespace_path.display().to_string(),
@@ -184,7 +218,7 @@ impl Node {
             pod_name: pod.into(),
             pod_uid: String::new(),
         };
-        self.cni().allocate(request).await.unwrap().into_inner()
+        Ok(self.cni().allocate(request).await?.into_inner())
     }
 
     /// Builds the veth as the plugin does.
@@ -254,7 +288,7 @@ fn attachment(container: &str) -> Option<Attachment> {
     Some(Attachment { container_id: container.into(), interface: "eth0".into() })
 }
 
-fn node_manifest(number: u8) -> String {
+pub(crate) fn node_manifest(number: u8) -> String {
     format!(
         "kind: Node\nmetadata: {{name: node-{number}}}\nspec: {{podCIDR: 10.{number}.0.0/16}}\n\
          status: {{addresses: [{{type: InternalIP, address: 172.31.{number}.2}}]}}\n"

@@ -1,6 +1,8 @@
 //! The real program on a node of its own. Needs root.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
+mod changes;
 mod fixture;
 mod lifecycle;
+mod repair;
 mod streams;

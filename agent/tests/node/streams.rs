@@ -134,7 +134,7 @@ async fn a_node_is_reachable_once_its_key_is_known() {
     assert!(routes(&node).contains("blackhole 172.31.2.2"), "{}", routes(&node));
 
     // A restart does not touch what is there, even if the other node's status has vanished meanwhile.
-    node.monitor_routes();
+    node.monitor(&["route"]);
     node.kill();
     let kept = std::fs::read(&path).unwrap();
     std::fs::remove_file(&path).unwrap();

@@ -165,13 +165,22 @@ impl Netlink {
     /// # Errors
     /// The kernel refused.
     pub async fn routes(&self, table: u32) -> Result<Vec<Route>, NetlinkError> {
+        let mut routes = self.all_routes().await?;
+        routes.retain(|route| route.table == table);
+        Ok(routes)
+    }
+
+    /// The routes of all tables, likewise.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub async fn all_routes(&self) -> Result<Vec<Route>, NetlinkError> {
         let mut routes = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut message = RouteMessage::default();
             message.header.address_family = family;
             let found = self.list(RouteNetlinkMessage::GetRoute(message)).await;
-            let found = found.map_err(NetlinkError::refused("list", format!("routes of table {table}")))?;
-            routes.extend(found.iter().filter_map(route).filter(|route| route.table == table));
+            routes.extend(found.map_err(NetlinkError::refused("list", "routes"))?.iter().filter_map(route));
         }
         Ok(routes)
     }

@@ -1,0 +1,358 @@
+//! This node: made a node once the source knows it, and kept one while the source and whoever else works on the machine
+//! change things.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use api::agent::{Peer, PeerSet};
+use datapath::{Attachment, Program};
+use host::netlink::{Link, Mac};
+use policy::Problem;
+use tokio::task::block_in_place;
+use tokio::time::Instant;
+
+use super::{RETRY, ReconcileError, Reconciler, peers};
+use crate::ipam::Pool;
+use crate::journal::Allocation;
+use crate::node::{NodeError, NodeNetwork, Outcome, PodLink};
+use crate::source::{Records, Source};
+
+/// Pods that a problem names. The others are counted: a node may have hundreds, and each has the same trouble.
+const NAMED_PODS: usize = 5;
+
+/// What is known of this node beside its network.
+#[derive(Default)]
+pub(super) struct Keeping {
+    /// When it is looked at again because something failed.
+    pub(super) retry_at: Option<Instant>,
+    /// Allocations of before this agent's start whose pods are gone have been released.
+    swept: bool,
+    /// What the last look found.
+    problems: Vec<Problem>,
+}
+
+impl<S: Source> Reconciler<S> {
+    /// Makes this node a node, as soon as the source knows it. Whether it is one now.
+    ///
+    /// # Errors
+    /// What only an administrator can change. All else is tried again.
+    pub(super) async fn set_up_node(&mut self) -> Result<bool, ReconcileError> {
+        let Some(records) = self.records.clone() else { return Ok(false) };
+        if self.keeping.retry_at.is_some_and(|at| Instant::now() < at) {
+            return Ok(false);
+        }
+        self.keeping.retry_at = None;
+        let Some(node) = records.nodes.get(&self.config.node_name) else {
+            let message =
+                "not in the source: add the object, or correct --node-name; until then nothing changes";
+            self.problems.peers = vec![self.node_problem(message)];
+            return Ok(false);
+        };
+        match NodeNetwork::set_up(&self.config, node).await {
+            Ok(network) => self.network = Some(network),
+            Err(error) if error.is_final() => return Err(error.into()),
+            Err(error) => {
+                self.problems.peers =
+                    vec![self.node_problem(&format!("{error}; until then nothing changes"))];
+                self.keeping.retry_at = Some(Instant::now() + RETRY);
+                return Ok(false);
+            }
+        }
+        self.write_config();
+        self.keep_node(true).await;
+        self.honour_release_notes().await;
+        self.announce_node();
+        self.compare_announcements();
+        self.dirty = true;
+        Ok(true)
+    }
+
+    fn node_problem(&self, message: &str) -> Problem {
+        Problem { location: format!("Node {}", self.config.node_name), message: message.to_owned() }
+    }
+
+    /// Follows what the source says of this node and the others. With `look` it also looks whether everything that was
+    /// made is still there, and makes it again; without, only if something is new.
+    pub(super) async fn keep_node(&mut self, look: bool) {
+        let Some(records) = self.records.clone() else { return };
+        let Some(mut network) = self.network.take() else { return };
+        let mut problems = Vec::new();
+        let moved = self.follow(&mut network, &records, &mut problems).await;
+        let (routes, peers) = peers::build(&self.config, &records, self.known_nodes.status(), &mut problems);
+        let strays = self.strays(&network, &mut problems);
+        let changed = network.set_neighbourhood(routes, strays) || moved;
+        if look || changed {
+            self.ensure_node(&mut network, changed).await;
+        }
+        self.network = Some(network);
+        if moved {
+            self.write_config();
+            self.announce_node();
+        }
+        problems.extend(self.keeping.problems.iter().cloned());
+        self.problems.peers = problems;
+        self.send_peers(peers, peers::is_alone(&self.config, &records));
+    }
+
+    /// Becomes what the Node object says; whether that is something new. An object that is gone or makes no sense
+    /// changes nothing.
+    async fn follow(
+        &mut self,
+        network: &mut NodeNetwork,
+        records: &Records,
+        problems: &mut Vec<Problem>,
+    ) -> bool {
+        let Some(node) = records.nodes.get(&self.config.node_name) else {
+            problems.push(self.node_problem("not in the source any more; this node stays as it was set up"));
+            return false;
+        };
+        match network.follow(node).await {
+            Ok(true) => {
+                tracing::info!(
+                    uplink = network.uplink.name, address = %network.address, pods = ?network.pod_ranges, mtu = network.mtu,
+                    "this node is another one now"
+                );
+                // New addresses come from the new range once all is made for them.
+                self.pool = None;
+                true
+            }
+            Ok(false) => false,
+            Err(error) => {
+                let (address, ranges) = (network.address, &network.pod_ranges);
+                let message =
+                    format!("{error}; it keeps {address}, pods {ranges:?}, device {}", network.uplink.name);
+                problems.push(self.node_problem(&message));
+                false
+            }
+        }
+    }
+
+    /// Addresses that pods got before the ranges changed.
+    fn strays(&self, network: &NodeNetwork, problems: &mut Vec<Problem>) -> Vec<IpAddr> {
+        let allocations = self.journal.contents().allocations.values();
+        let is_stray = |allocation: &&Allocation| {
+            !network.pod_ranges.iter().any(|range| range.contains(&allocation.address))
+        };
+        let strays: Vec<&Allocation> = allocations.filter(is_stray).collect();
+        if !strays.is_empty() {
+            let ranges = &network.pod_ranges;
+            problems.push(self.node_problem(&format!(
+                "spec.podCIDR: {} have addresses outside of {ranges:?}, and other nodes do not reach them: delete these \
+                 pods, so that they get new ones, or put the range back",
+                named(&strays)
+            )));
+        }
+        strays.iter().map(|allocation| allocation.address).collect()
+    }
+
+    /// Looks at everything that belongs to this node and makes what is missing. `expected`: the source changed, so
+    /// something will be.
+    async fn ensure_node(&mut self, network: &mut NodeNetwork, expected: bool) {
+        let mut outcome = network.ensure_devices().await;
+        let pins = self.pinned_links();
+        self.attach_node(network, &mut outcome);
+        // What a single pod lacks keeps no other pod from starting.
+        let mut of_pods = Outcome::default();
+        let links = network.links().await;
+        let links = links.unwrap_or_else(|error| {
+            outcome.failed.push(error.to_string());
+            Vec::new()
+        });
+        if !self.keeping.swept && outcome.failed.is_empty() {
+            self.release_what_is_gone(&links, &mut of_pods).await;
+            self.keeping.swept = of_pods.failed.is_empty();
+        }
+        let pods = self.attach_pods(network, &links, &mut of_pods).await;
+        let attached = self.pinned_links();
+        let anew = attached.into_iter().filter(|(name, inode)| pins.get(name) != Some(inode));
+        outcome.made.extend(anew.map(|(name, _)| format!("program {}", name.display())));
+        outcome.extend(network.ensure_ways(&pods).await);
+        let mut problems = Vec::new();
+        if self.pool.is_none() && outcome.failed.is_empty() {
+            match self.open_pool(network, &mut problems).await {
+                Ok(pool) => self.pool = Some(pool),
+                Err(error) => outcome.failed.push(error.to_string()),
+            }
+        }
+        problems.extend(self.narrow_pods(network, &links));
+        outcome.extend(of_pods);
+        self.conclude(outcome, problems, expected);
+    }
+
+    fn conclude(&mut self, outcome: Outcome, mut problems: Vec<Problem>, expected: bool) {
+        let Outcome { made, failed } = outcome;
+        if !made.is_empty() && expected {
+            tracing::info!(made = made.join(", "), "this node is set up");
+        } else if !made.is_empty() {
+            tracing::warn!(repaired = made.join(", "), "somebody removed or changed what is the agent's");
+        }
+        let failed: Vec<Problem> = failed.iter().map(|error| self.node_problem(error)).collect();
+        for problem in failed.iter().filter(|problem| !self.keeping.problems.contains(problem)) {
+            tracing::error!(error = problem.message, "this node is not complete; tried again until it is");
+        }
+        self.keeping.retry_at = (!failed.is_empty()).then(|| Instant::now() + RETRY);
+        problems.extend(failed);
+        self.keeping.problems = problems;
+    }
+
+    fn attach_node(&mut self, network: &NodeNetwork, outcome: &mut Outcome) {
+        block_in_place(|| {
+            outcome.note("", self.datapath.attach_listener_picker().map(|()| false).map_err(chain));
+            if let Some(tunnel) = &network.tunnel {
+                outcome.note("", self.datapath.attach_tunnel(&tunnel.name).map(|()| false).map_err(chain));
+            }
+            outcome
+                .note("", self.datapath.attach_uplink(&network.uplink.name).map(|()| false).map_err(chain));
+        });
+    }
+
+    /// Programs on the devices of all pods; those that may be reached then.
+    async fn attach_pods(
+        &mut self,
+        network: &NodeNetwork,
+        links: &[Link],
+        outcome: &mut Outcome,
+    ) -> Vec<PodLink> {
+        let allocations = self.journal.contents().allocations.values();
+        let links =
+            |index: u32, name: &str| links.iter().any(|link| link.index == index && link.name == name);
+        let there = allocations.filter_map(|allocation| {
+            let veth = allocation.veth?;
+            links(veth.host_ifindex, &allocation.host_interface).then(|| PodLink {
+                device: allocation.host_interface.clone(),
+                index: veth.host_ifindex,
+                address: allocation.address,
+                mac: Mac(veth.pod_mac),
+            })
+        });
+        let mut judged = Vec::new();
+        for pod in there.collect::<Vec<_>>() {
+            let attached = block_in_place(|| self.datapath.attach_pod(&pod.device));
+            let Err(error) = attached else {
+                judged.push(pod);
+                continue;
+            };
+            outcome.failed.push(chain(error));
+            // The programs that are pinned judge on. Without them nobody does.
+            if !self.is_judged(&pod.device) {
+                let what = format!("pod {} (cut off)", pod.address);
+                outcome.note(what, network.cut_off(&pod).await.map(|()| true));
+            }
+        }
+        judged
+    }
+
+    fn is_judged(&self, device: &str) -> bool {
+        let attached = self.datapath.attachments().unwrap_or_default();
+        [Program::FromPod, Program::ToPod]
+            .into_iter()
+            .all(|program| attached.contains(&Attachment { device: device.to_owned(), program }))
+    }
+
+    /// Pins of links: name and number of the file, which a new link has anew.
+    fn pinned_links(&self) -> BTreeMap<OsString, u64> {
+        let entries = std::fs::read_dir(self.config.pin_dir.join("links"));
+        let entries = entries.into_iter().flatten().flatten();
+        entries.filter_map(|entry| Some((entry.file_name(), entry.metadata().ok()?.ino()))).collect()
+    }
+
+    /// Allocations whose device or namespace is gone have nobody to release them; of the others the number of the device
+    /// may have changed.
+    async fn release_what_is_gone(&mut self, links: &[Link], outcome: &mut Outcome) {
+        let allocations: Vec<Allocation> = self.journal.contents().allocations.values().cloned().collect();
+        for mut allocation in allocations {
+            let key = allocation.key.clone();
+            let link = links.iter().find(|link| link.name == allocation.host_interface);
+            match (link, &mut allocation.veth) {
+                (None, veth) if veth.is_some() || !Path::new(&allocation.netns).exists() => {
+                    tracing::info!(%key, address = %allocation.address, "its pod is gone");
+                    let released = self.release(&key).await.map(|_| false);
+                    outcome.note(
+                        "",
+                        released.map_err(|error| format!("{key} is gone but not released: {error}")),
+                    );
+                }
+                (Some(link), Some(veth)) if veth.host_ifindex != link.index => {
+                    veth.host_ifindex = link.index;
+                    let recorded = block_in_place(|| self.journal.allocate(allocation));
+                    self.stale = true;
+                    outcome.note("", recorded.map(|()| false));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    async fn open_pool(&self, network: &NodeNetwork, problems: &mut Vec<Problem>) -> Result<Pool, NodeError> {
+        let mut used: Vec<IpAddr> =
+            self.journal.contents().allocations.values().map(|allocation| allocation.address).collect();
+        for address in network.routed_pods().await? {
+            if !used.contains(&address) {
+                let message = "a device has it that the journal does not know; it is not handed out until that device \
+                               is gone and the agent starts again";
+                problems.push(Problem { location: format!("address {address}"), message: message.into() });
+                used.push(address);
+            }
+        }
+        let wrong = |problem: String| NodeError::Object {
+            node: self.config.node_name.clone(),
+            field: "spec.podCIDR",
+            problem,
+        };
+        let range = network.pod_ranges.first().ok_or_else(|| wrong("a range is needed".to_owned()))?;
+        Pool::new(*range, used, self.journal.released()).map_err(|error| wrong(error.to_string()))
+    }
+
+    /// Pods whose devices take larger packets than the uplink, since that was changed.
+    fn narrow_pods(&self, network: &NodeNetwork, links: &[Link]) -> Option<Problem> {
+        let allocations = self.journal.contents().allocations.values();
+        let wide: Vec<&Allocation> = allocations
+            .filter(|allocation| {
+                links.iter().any(|link| link.name == allocation.host_interface && link.mtu > network.mtu)
+            })
+            .collect();
+        let message = format!(
+            "{} have a larger MTU than the {} that device {} allows now: delete these pods, so that they get it",
+            named(&wide),
+            network.mtu,
+            network.uplink.name
+        );
+        (!wide.is_empty()).then(|| self.node_problem(&message))
+    }
+
+    /// Tells the tunnel of its peers, if they are others than before.
+    fn send_peers(&mut self, peers: Vec<Peer>, no_other_node: bool) {
+        let same = |set: &Arc<PeerSet>| set.peers == peers && set.no_other_node == no_other_node;
+        if self.peer_sets.borrow().as_ref().is_some_and(same) {
+            return;
+        }
+        match block_in_place(|| self.numbers.take()) {
+            Ok(number) => {
+                self.peer_sets.send_replace(Some(Arc::new(PeerSet { number, peers, no_other_node })));
+            }
+            Err(error) => self.retry_later("number of the next peer set", &error),
+        }
+    }
+}
+
+/// An error with its causes.
+fn chain(error: datapath::Error) -> String {
+    format!("{:#}", anyhow::Error::from(error))
+}
+
+/// "pods default/a 10.1.0.2, default/b 10.1.0.3 and 7 more".
+fn named(pods: &[&Allocation]) -> String {
+    let first = pods
+        .iter()
+        .take(NAMED_PODS)
+        .map(|pod| format!("{}/{} {}", pod.pod_namespace, pod.pod_name, pod.address));
+    let first = first.collect::<Vec<_>>().join(", ");
+    match pods.len().saturating_sub(NAMED_PODS) {
+        0 => format!("pods {first}"),
+        more => format!("pods {first} and {more} more"),
+    }
+}
