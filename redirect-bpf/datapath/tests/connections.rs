@@ -5,7 +5,9 @@ mod common;
 
 use std::net::{IpAddr, TcpListener};
 
-use common::packets::{ACK, FIN, RST, SYN, SYN_ACK, bare_tcp, bare_udp, frag_needed, tcp, tcp_with_data, udp};
+use common::packets::{
+    ACK, FIN, RST, SYN, SYN_ACK, bare_tcp, bare_udp, frag_needed, tcp, tcp_with_data, udp,
+};
 use common::*;
 use layout::{Endpoint, Reason, direction, endpoint_flag, event_kind, identity, path, verdict};
 

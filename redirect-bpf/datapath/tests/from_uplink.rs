@@ -3,9 +3,9 @@
 #[cfg(test)]
 mod common;
 
-use common::packets::{ACK, SYN, SYN_ACK, arp, bare_tcp, frag_needed, frame, ipv4, tcp};
+use common::packets::{ACK, SYN, SYN_ACK, arp, bare_tcp, frag_needed, frame, ipv4, tcp, tcp_with_data};
 use common::*;
-use layout::{Reason, identity};
+use layout::{Reason, direction, identity};
 
 const SERVER: (std::net::Ipv4Addr, u16) = (POD_B, 80);
 const STRANGER: (std::net::Ipv4Addr, u16) = (WORLD, 40_000);
@@ -90,6 +90,28 @@ fn a_proxied_flow_is_steered_past_the_pod() {
     let error = |port| frag_needed(WORLD, POD_B, &bare_tcp((POD_B, port), STRANGER, ACK));
     assert_eq!(bench.uplink_delivers(&error(80)).verdict(), (PASS, TO_PROXY));
     assert_eq!(bench.uplink_delivers(&error(81)).verdict(), (NEXT, 0));
+}
+
+#[test]
+fn a_proxied_flow_whose_pod_changed_is_judged_again_at_the_pod() {
+    let Some(mut bench) = bench("fu-changed") else { return };
+    bench.protect_b();
+    bench.redirect_into_b(identity::WORLD, 80);
+    bench.forwarded_to_b(&tcp(STRANGER, SERVER, SYN));
+    let request = tcp_with_data(STRANGER, SERVER);
+    assert_eq!(bench.uplink_delivers(&request).verdict(), (PASS, TO_PROXY));
+    // No proxy has taken over the new rules: the agent leaves them out.
+    let key = rule_key(RULES_B, direction::INGRESS, identity::WORLD, TCP, 80);
+    bench.datapath.maps.remove_rule(layout::RuleKey::BITS_EXACT, &key).unwrap();
+    bench.protect_b();
+    assert_eq!(bench.uplink_delivers(&request).verdict(), (NEXT, 0));
+    assert_eq!(bench.forwarded_to_b(&request).action, DROP);
+    // Now one has.
+    bench.redirect_into_b(identity::WORLD, 80);
+    bench.protect_b();
+    assert_eq!(bench.uplink_delivers(&request).verdict(), (NEXT, 0));
+    assert_eq!(bench.forwarded_to_b(&request).verdict(), (REDIRECT, TO_PROXY));
+    assert_eq!(bench.uplink_delivers(&request).verdict(), (PASS, TO_PROXY));
 }
 
 #[test]

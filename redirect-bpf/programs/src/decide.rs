@@ -85,8 +85,12 @@ pub(crate) fn belongs_to_proxy(ctx: &TcContext, packet: &Packet, ends: &Ends, co
     if packet.is_pure_syn() {
         return has_pod && socket_of(ctx, packet, config) == Socket::Live;
     }
-    match connections::find(&Place::of(packet), ends) {
-        Some(entry) => entry.path != path::DIRECT,
+    let place = Place::of(packet);
+    match connections::find(&place, ends) {
+        Some(entry) if entry.path == path::DIRECT => false,
+        Some(entry) if entry.path == path::RESET => true,
+        // One that must be judged again is judged by `to_pod`.
+        Some(entry) => matches!(connections::standing(&entry, &place, ends), Standing::Holds),
         None => packet.is_tcp() && has_pod && socket_of(ctx, packet, config) != Socket::None,
     }
 }
