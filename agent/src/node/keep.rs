@@ -118,7 +118,9 @@ impl NodeNetwork {
     async fn ensure_routes(&self, pods: &[PodLink], outcome: &mut Outcome) -> Result<(), NetlinkError> {
         let (wanted, actual) = (self.wanted_routes(pods), self.netlink.all_routes().await?);
         for route in wanted.iter().filter(|route| !actual.contains(route)) {
-            outcome.note(route, self.netlink.ensure_route(route).await.map(|()| true));
+            let made = self.netlink.ensure_route(route).await;
+            let is_to_pod = pods.iter().any(|pod| Some(pod.index) == route.device);
+            outcome.note(route, if is_to_pod { unless_gone(made) } else { made.map(|()| true) });
         }
         let stale = actual.iter().filter(|route| is_ours(route) && !wanted.contains(route));
         let stale: Vec<&Route> = stale.collect();
@@ -141,15 +143,15 @@ impl NodeNetwork {
         }
         let links = self.netlink.links().await?;
         for pod in pods.iter().filter(|pod| links.iter().any(|link| link.index == pod.index && !link.up)) {
-            let set = self.netlink.set_up(pod.index).await.map(|()| true);
+            let set = unless_gone(self.netlink.set_up(pod.index).await);
             outcome.note(format_args!("device {} up", pod.device), set);
         }
         let neighbours: HashSet<Neighbour> = self.netlink.neighbours().await?.into_iter().collect();
         for pod in pods {
             let PodLink { index: device, address, mac, .. } = *pod;
             if !neighbours.contains(&Neighbour { device, address, mac, permanent: true }) {
-                let made = self.netlink.ensure_neighbour(device, address, mac).await;
-                outcome.note(format_args!("neighbour {address} on {}", pod.device), made.map(|()| true));
+                let made = unless_gone(self.netlink.ensure_neighbour(device, address, mac).await);
+                outcome.note(format_args!("neighbour {address} on {}", pod.device), made);
             }
         }
         Ok(())
@@ -177,6 +179,14 @@ impl NodeNetwork {
             routes.iter().filter(|route| route.device.is_some_and(|device| hosts.contains(&device)));
         let addresses = to_hosts.map(|route| route.destination.addr());
         Ok(addresses.filter(|address| self.pod_ranges.iter().any(|range| range.contains(address))).collect())
+    }
+}
+
+/// A pod may go, with its device, while it is looked at: then there is nothing to make.
+fn unless_gone(made: Result<(), NetlinkError>) -> Result<bool, NetlinkError> {
+    match made {
+        Err(error) if error.is_missing() => Ok(false),
+        made => made.map(|()| true),
     }
 }
 

@@ -86,7 +86,8 @@ impl<S: Source> Reconciler<S> {
         let strays = self.strays(&network, &mut problems);
         let changed = network.set_neighbourhood(routes, strays) || moved;
         if look || changed {
-            self.ensure_node(&mut network, changed).await;
+            let expected = changed || self.pool.is_none();
+            self.ensure_node(&mut network, expected).await;
         }
         self.network = Some(network);
         if moved {
@@ -149,8 +150,8 @@ impl<S: Source> Reconciler<S> {
         strays.iter().map(|allocation| allocation.address).collect()
     }
 
-    /// Looks at everything that belongs to this node and makes what is missing. `expected`: the source changed, so
-    /// something will be.
+    /// Looks at everything that belongs to this node and makes what is missing. `expected`: this is the start, or the
+    /// source changed, so something will be.
     async fn ensure_node(&mut self, network: &mut NodeNetwork, expected: bool) {
         let mut outcome = network.ensure_devices().await;
         let pins = self.pinned_links();
@@ -232,9 +233,14 @@ impl<S: Source> Reconciler<S> {
         let mut judged = Vec::new();
         for pod in there.collect::<Vec<_>>() {
             let attached = block_in_place(|| self.datapath.attach_pod(&pod.device));
-            let Err(error) = attached else {
-                judged.push(pod);
-                continue;
+            let error = match attached {
+                Ok(()) => {
+                    judged.push(pod);
+                    continue;
+                }
+                // On its way out: it was there a moment ago.
+                Err(datapath::Error::Device { .. }) => continue,
+                Err(error) => error,
             };
             outcome.failed.push(chain(error));
             // The programs that are pinned judge on. Without them nobody does.

@@ -68,6 +68,41 @@ async fn becomes(node: &Node, wanted: &BTreeMap<&'static str, String>) {
     }
 }
 
+/// Removes or changes all that the agent made, but for the devices.
+fn break_everything(node: &Node, host: &str) {
+    for table in ["main", "2004", "2005"] {
+        node.print("ip", &["route", "flush", "table", table, "proto", "83"]);
+    }
+    for priority in ["9", "20"] {
+        node.print("ip", &["rule", "del", "pref", priority]);
+    }
+    node.print("nft", &["delete", "chain", "inet", "selvage", "never_in_clear"]);
+    node.print("nft", &["flush", "chain", "inet", "selvage", "untracked_in"]);
+    let settings = [
+        "net.ipv4.ip_forward=0",
+        "net.ipv4.tcp_early_demux=1",
+        "net.ipv4.conf.lo.accept_local=0",
+        "net.ipv4.conf.lo.rp_filter=1",
+        "net.ipv4.conf.selvage0.rp_filter=1",
+    ];
+    for setting in settings {
+        node.print("sysctl", &["-w", setting]);
+    }
+    // Its route and its neighbour go with it.
+    node.print("ip", &["link", "set", host, "down"]);
+    for program in
+        [format!("{host}_from_pod"), "uplink_from_uplink".to_owned(), "netns_pick_listener".to_owned()]
+    {
+        std::fs::remove_file(node.pins.join("links").join(program)).unwrap();
+    }
+    // And what is ours and nobody wants.
+    node.print("ip", &["route", "add", "10.77.0.0/16", "dev", "uplink", "proto", "83"]);
+    node.print(
+        "ip",
+        &["rule", "add", "pref", "20", "from", "10.77.0.0/16", "lookup", "2005", "protocol", "83"],
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_somebody_removes_is_made_again_and_what_is_right_is_left_alone() {
     if !can_run() {
@@ -100,37 +135,7 @@ async fn what_somebody_removes_is_made_again_and_what_is_right_is_left_alone() {
     assert_eq!(versions(&node), before);
     assert!(!node.log().contains("repaired"), "{}", node.log());
 
-    for table in ["main", "2004", "2005"] {
-        node.print("ip", &["route", "flush", "table", table, "proto", "83"]);
-    }
-    for priority in ["9", "20"] {
-        node.print("ip", &["rule", "del", "pref", priority]);
-    }
-    node.print("nft", &["delete", "chain", "inet", "selvage", "never_in_clear"]);
-    node.print("nft", &["flush", "chain", "inet", "selvage", "untracked_in"]);
-    let settings = [
-        "net.ipv4.ip_forward=0",
-        "net.ipv4.tcp_early_demux=1",
-        "net.ipv4.conf.lo.accept_local=0",
-        "net.ipv4.conf.lo.rp_filter=1",
-        "net.ipv4.conf.selvage0.rp_filter=1",
-    ];
-    for setting in settings {
-        node.print("sysctl", &["-w", setting]);
-    }
-    // Its route and its neighbour go with it.
-    node.print("ip", &["link", "set", &host, "down"]);
-    for program in
-        [format!("{host}_from_pod"), "uplink_from_uplink".to_owned(), "netns_pick_listener".to_owned()]
-    {
-        std::fs::remove_file(node.pins.join("links").join(program)).unwrap();
-    }
-    // And what is ours and nobody wants.
-    node.print("ip", &["route", "add", "10.77.0.0/16", "dev", "uplink", "proto", "83"]);
-    node.print(
-        "ip",
-        &["rule", "add", "pref", "20", "from", "10.77.0.0/16", "lookup", "2005", "protocol", "83"],
-    );
+    break_everything(&node, &host);
     becomes(&node, &wanted).await;
 
     let status = node.status_when("no problem", REPAIRED, |status| status.problems.is_empty()).await;
@@ -232,4 +237,31 @@ async fn a_node_that_is_not_complete_gives_out_no_address_until_it_is() {
     std::os::unix::fs::symlink(Path::new(nft.trim()), programs.join("nft")).unwrap();
     node.status_when("complete", REPAIRED, |status| status.problems.is_empty()).await;
     assert_eq!(node.allocate("one", "a").await.address, "10.1.0.2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_nobody_judges_is_cut_off_until_somebody_does() {
+    if !can_run() {
+        return;
+    }
+    let mut node = Node::new().await;
+    node.apply("pods", &["a", "b"].map(pod_manifest).join("---\n"));
+    node.start().await;
+    node.add("one", "a").await;
+    let host = node.allocate("one", "a").await.host_interface;
+    let pin = node.pins.join("links").join(format!("{host}_from_pod"));
+    // Detached, and a folder stands where the next link's pin would be.
+    std::fs::remove_file(&pin).unwrap();
+    std::fs::create_dir(&pin).unwrap();
+    let is_named = |status: &api::agent::StatusResponse| {
+        status.problems.iter().any(|problem| problem.message.contains(&host))
+    };
+    node.status_when("the program is named", REPAIRED, is_named).await;
+    assert!(!node.netlink.link(&host).await.unwrap().unwrap().up);
+    assert!(node.log().contains("10.1.0.2 (cut off)"), "{}", node.log());
+    node.add("two", "b").await;
+
+    std::fs::remove_dir(&pin).unwrap();
+    node.status_when("repaired", REPAIRED, |status| status.problems.is_empty()).await;
+    assert!(node.netlink.link(&host).await.unwrap().unwrap().up && pin.is_file());
 }
