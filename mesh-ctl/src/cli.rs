@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 /// Look into Selvage: what runs, what is enforced, what was refused and why.
 #[derive(Debug, Parser)]
@@ -159,6 +159,9 @@ pub enum LabCommand {
         /// File or folder of the manifests that it starts with.
         #[arg(long, value_name = "DIR")]
         manifests: Option<PathBuf>,
+        /// Whether traffic between nodes is encrypted.
+        #[arg(long, default_value_t = true, action = ArgAction::Set, value_name = "BOOL")]
+        encryption: bool,
         /// Seconds it may take to become ready.
         #[arg(long, default_value_t = 60, value_name = "SECONDS")]
         timeout: u64,

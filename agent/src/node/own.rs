@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use host::netlink::{Link, Netlink};
+use host::netlink::{Link, Netlink, TABLE_MAIN};
 use ipnet::IpNet;
 use policy::Node;
 
@@ -22,6 +22,36 @@ pub struct Uplink {
     pub index: u32,
     /// Its name.
     pub name: String,
+    /// How other nodes are reached through it; looked for only without encryption.
+    pub neighbourhood: Neighbourhood,
+}
+
+/// What is behind a device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Neighbourhood {
+    /// Networks that are directly on it.
+    pub on_link: Vec<IpNet>,
+    /// The router to all others.
+    pub router: Option<IpAddr>,
+}
+
+impl Neighbourhood {
+    async fn of(netlink: &Netlink, device: u32) -> Result<Self, NodeError> {
+        let addresses = netlink.addresses().await?;
+        let on_link = addresses.iter().filter(|(index, _)| *index == device).map(|(_, net)| net.trunc());
+        let routes = netlink.routes(TABLE_MAIN).await?;
+        let defaults = routes.iter().filter(|route| {
+            route.device == Some(device) && route.destination.prefix_len() == 0 && route.gateway.is_some()
+        });
+        let router = defaults.min_by_key(|route| route.metric).and_then(|route| route.gateway);
+        Ok(Self { on_link: on_link.collect(), router })
+    }
+
+    /// Who takes packets to the pods of the node with this address: that node itself, or the router, which must know
+    /// where the pods are.
+    pub(super) fn next_hop(&self, node: IpAddr) -> Option<IpAddr> {
+        if self.on_link.iter().any(|net| net.contains(&node)) { Some(node) } else { self.router }
+    }
 }
 
 /// A node as it shall be.
@@ -46,7 +76,12 @@ impl Own {
                 format!("MTU {} is too small: at least {} is needed", uplink.mtu, MIN_MTU + overhead);
             return Err(NodeError::Device { device: uplink.name, problem });
         }
-        Ok(Self { address, pod_ranges, uplink: Uplink { index: uplink.index, name: uplink.name }, mtu })
+        let neighbourhood = match config.encryption {
+            true => Neighbourhood::default(),
+            false => Neighbourhood::of(netlink, uplink.index).await?,
+        };
+        let uplink = Uplink { index: uplink.index, name: uplink.name, neighbourhood };
+        Ok(Self { address, pod_ranges, uplink, mtu })
     }
 }
 

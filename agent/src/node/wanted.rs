@@ -103,7 +103,11 @@ impl NodeNetwork {
     }
 
     fn add_plain(&self, peer: &PeerNode, ways: &mut Vec<Route>) {
-        let Some(&gateway) = peer.addresses.iter().find(|address| address.is_ipv4()) else { return };
+        let address = peer.addresses.iter().find(|address| address.is_ipv4()).copied();
+        // Without one the blackhole of the whole pod network stays.
+        let Some(gateway) = address.and_then(|address| self.uplink.neighbourhood.next_hop(address)) else {
+            return;
+        };
         let ranges = peer.pod_ranges.iter().filter(|range| range.addr().is_ipv4());
         ways.extend(ranges.map(|&range| Route::via(range, gateway, self.uplink.index)));
     }

@@ -2,12 +2,26 @@
 
 use conformance::demo::{SERVERS, cases};
 use conformance::request::{self, Outcome};
+use conformance::shop;
+use lab::{Lab, LabOptions};
 
 use crate::fixture::{self, NS};
 
 #[test]
 fn every_case_of_the_example_from_both_nodes() {
     let Some(lab) = fixture::shop() else { return };
+    every_case(&lab);
+}
+
+#[test]
+fn every_case_of_the_example_without_encryption() {
+    let options =
+        LabOptions { manifests: Some(shop::manifests()), encryption: false, ..LabOptions::default() };
+    let Some(lab) = fixture::lab_of(options) else { return };
+    every_case(&lab);
+}
+
+fn every_case(lab: &Lab) {
     for case in cases() {
         for (place, server) in SERVERS {
             let to = lab.pod_address(NS, server).unwrap();

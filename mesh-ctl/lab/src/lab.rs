@@ -31,6 +31,8 @@ pub struct LabOptions {
     pub manifests: Option<PathBuf>,
     /// What runs on each node. Without the agent pods cannot be attached, and are not waited for.
     pub programs: Vec<Program>,
+    /// Whether traffic between nodes is encrypted. If not, no node runs the tunnel's program.
+    pub encryption: bool,
     /// Longest wait for it to become ready.
     pub ready_limit: Duration,
 }
@@ -42,6 +44,7 @@ impl Default for LabOptions {
             nodes: 2,
             manifests: None,
             programs: Program::ALL.to_vec(),
+            encryption: true,
             ready_limit: READY_LIMIT,
         }
     }
@@ -51,6 +54,7 @@ impl Default for LabOptions {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct LabRecord {
     pub(crate) programs: Vec<Program>,
+    pub(crate) encryption: bool,
     pub(crate) started: SystemTime,
 }
 
@@ -69,7 +73,10 @@ impl Lab {
     ///
     /// # Errors
     /// What is missing, of the machine or of the lab; a wrong option or manifest.
-    pub fn up(options: LabOptions) -> Result<Self, LabError> {
+    pub fn up(mut options: LabOptions) -> Result<Self, LabError> {
+        if !options.encryption {
+            options.programs.retain(|program| *program != Program::Wireguard);
+        }
         let folder = Folder::of(&options.name)?;
         check_machine(&options.programs)?;
         let objects = objects(&options)?;
@@ -77,7 +84,11 @@ impl Lab {
         // From here on, dropping it removes what is there.
         let mut lab = Self { folder, supervisor: None, owned: true };
         record::write(&lab.folder.owner(), &own_process()?)?;
-        let record = LabRecord { programs: options.programs.clone(), started: SystemTime::now() };
+        let record = LabRecord {
+            programs: options.programs.clone(),
+            encryption: options.encryption,
+            started: SystemTime::now(),
+        };
         record::write(&lab.folder.record(), &record)?;
         host::mount::ensure_bpffs(Path::new(folder::PIN_ROOT))
             .map_err(|error| LabError::Machine(error.to_string()))?;

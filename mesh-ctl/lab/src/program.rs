@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::LabError;
 use crate::folder::Folder;
+use crate::lab::LabRecord;
 use crate::process::ProcessId;
+use crate::record;
 
 /// Where the programs are, if not beside the running one.
 const BIN_DIR: &str = "SELVAGE_BIN_DIR";
@@ -121,6 +123,10 @@ pub(crate) fn program_command(lab: &Folder, node: &str, program: Program) -> Res
     }
     if program == Program::Agent {
         command.arg("--source-dir").arg(lab.manifests());
+        let record: Option<LabRecord> = record::read(&lab.record())?;
+        if record.is_some_and(|record| !record.encryption) {
+            command.args(["--encryption", "false"]);
+        }
     }
     Ok(command)
 }

@@ -142,6 +142,12 @@ pub(crate) fn nodes(objects: &Objects) -> BTreeMap<String, u8> {
     nodes.filter_map(|node| Some((node.key.name.clone(), place(node)?))).collect()
 }
 
+/// Where the pods of a node get their addresses from.
+pub(crate) fn pod_range(objects: &Objects, node: &str) -> Option<Ipv4Net> {
+    let mut nodes = objects.values().filter(|object| object.key.kind == "Node" && object.key.name == node);
+    nodes.next()?.text("/spec/podCIDR")?.parse().ok()
+}
+
 fn pod_key(pod: &PodSpec) -> ObjectKey {
     ObjectKey { kind: "Pod".to_owned(), namespace: pod.namespace.clone(), name: pod.name.clone() }
 }

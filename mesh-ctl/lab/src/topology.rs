@@ -40,7 +40,7 @@ async fn create(path: &Path) -> Result<(NetNs, Netlink), LabError> {
     Ok((namespace, netlink))
 }
 
-/// Makes `outside`: it forwards between the nodes, and has no route to any pod.
+/// Makes `outside`: it forwards between the nodes, and has no route to any pod yet.
 pub(crate) async fn create_outside(lab: &Folder) -> Result<(), LabError> {
     let (namespace, netlink) = create(&lab.node_namespace(OUTSIDE)).await?;
     host::sysctl::write_in(&namespace, "net.ipv4.ip_forward", "1")?;
@@ -70,6 +70,15 @@ pub(crate) async fn create_node(lab: &Folder, node: &str, place: u8) -> Result<(
     default.protocol = ROUTE_PROTOCOL_STATIC;
     netlink.ensure_route(&default).await?;
     Ok(())
+}
+
+/// Lets `outside` know where a node's pods are: without encryption it carries their packets, not the nodes'.
+pub(crate) async fn route_pods(lab: &Folder, node: &str, place: u8, range: Ipv4Net) -> Result<(), LabError> {
+    let router = Netlink::connect_in(&NetNs::open(&lab.node_namespace(OUTSIDE))?)?;
+    let link = device(&router, &folder::link_name(node)).await?;
+    let mut way = Route::via(range.into(), node_address(place).into(), link);
+    way.protocol = ROUTE_PROTOCOL_STATIC;
+    Ok(router.ensure_route(&way).await?)
 }
 
 /// Takes a node's namespace away, and its link with it.

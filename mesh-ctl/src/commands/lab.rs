@@ -21,9 +21,9 @@ const PODS_LIMIT: Duration = Duration::from_secs(15);
 
 pub(super) fn run(scope: &Scope, command: LabCommand) -> Result<u8, CtlError> {
     match command {
-        LabCommand::Up { name, nodes, manifests, timeout } => {
+        LabCommand::Up { name, nodes, manifests, encryption, timeout } => {
             let (name, ready_limit) = (name_of(scope, name), Duration::from_secs(timeout));
-            up(scope, LabOptions { name, nodes, manifests, ready_limit, ..LabOptions::default() })
+            up(scope, LabOptions { name, nodes, manifests, encryption, ready_limit, ..LabOptions::default() })
         }
         LabCommand::Apply { name, file } => {
             let lab = Lab::open(&name_of(scope, name))?;

@@ -147,8 +147,8 @@ impl Supervisor {
         });
         for (name, place) in nodes {
             self.nodes.entry(name.clone()).or_insert_with(|| {
-                let (lab, programs) = (self.lab.clone(), self.record.programs.clone());
-                Kept::start(place.to_string(), |cancel| node::keep(lab, name, place, programs, cancel))
+                let (lab, record) = (self.lab.clone(), self.record.clone());
+                Kept::start(place.to_string(), |cancel| node::keep(lab, name, place, record, cancel))
             });
         }
         for (key, pod) in pods {

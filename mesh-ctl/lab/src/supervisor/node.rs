@@ -8,10 +8,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::LabError;
 use crate::folder::Folder;
+use crate::lab::LabRecord;
 use crate::pod::Phase;
 use crate::process::Namespaces;
-use crate::program::Program;
-use crate::{record, teardown, topology};
+use crate::{record, store, teardown, topology};
 
 /// Pause after a failed attempt to make a node.
 const RETRY: Duration = Duration::from_secs(1);
@@ -30,15 +30,9 @@ pub(crate) struct NodeRecord {
 }
 
 /// Keeps a node until `cancel`, then takes it away.
-pub(super) async fn keep(
-    lab: Folder,
-    name: String,
-    place: u8,
-    programs: Vec<Program>,
-    cancel: CancellationToken,
-) {
+pub(super) async fn keep(lab: Folder, name: String, place: u8, record: LabRecord, cancel: CancellationToken) {
     let run = async {
-        while let Err(error) = make(&lab, &name, place).await {
+        while let Err(error) = make(&lab, &name, place, &record).await {
             tracing::error!(node = name, %error, "cannot make the node");
             note(&lab, &name, place, Phase::Failing, error.to_string());
             if let Err(error) = topology::delete_node(&lab, &name).await {
@@ -47,7 +41,7 @@ pub(super) async fn keep(
             tokio::time::sleep(RETRY).await;
         }
         note(&lab, &name, place, Phase::Running, String::new());
-        join_all(programs.iter().map(|program| super::program::keep(&lab, &name, *program))).await;
+        join_all(record.programs.iter().map(|program| super::program::keep(&lab, &name, *program))).await;
         // A node on which nothing runs is a node all the same.
         std::future::pending::<()>().await;
     };
@@ -59,13 +53,19 @@ pub(super) async fn keep(
     }
 }
 
-async fn make(lab: &Folder, name: &str, place: u8) -> Result<(), LabError> {
+async fn make(lab: &Folder, name: &str, place: u8, of_lab: &LabRecord) -> Result<(), LabError> {
     for folder in [lab.state(name), lab.run(name)] {
         std::fs::create_dir_all(&folder).map_err(LabError::io("create", &folder))?;
     }
     let record = NodeRecord { name: name.to_owned(), place, phase: Phase::Creating, message: String::new() };
     record::write(&lab.node_record(name), &record)?;
-    topology::create_node(lab, name, place).await
+    topology::create_node(lab, name, place).await?;
+    if !of_lab.encryption
+        && let Some(range) = store::pod_range(&store::read(lab)?, name)
+    {
+        topology::route_pods(lab, name, place, range).await?;
+    }
+    Ok(())
 }
 
 fn note(lab: &Folder, name: &str, place: u8, phase: Phase, message: String) {
