@@ -16,8 +16,8 @@ use crate::names::HOST_PREFIX;
 
 /// The table; everything in it is ours.
 const TABLE: &str = "inet selvage";
-/// `nft` answers within milliseconds; behind a very large ruleset of others within seconds.
-const NFT_LIMIT: Duration = Duration::from_secs(10);
+/// `nft` answers within milliseconds; behind a very large ruleset of others within seconds. Changes of policy wait as long.
+const NFT_LIMIT: Duration = Duration::from_secs(5);
 
 /// Why the firewall table is not in place.
 #[derive(Debug, thiserror::Error)]
@@ -103,7 +103,9 @@ impl NodeNetwork {
         let _ = writeln!(text, "  chain never_in_clear {{");
         let _ = writeln!(text, "    type filter hook postrouting priority filter; policy accept;");
         if !pods.is_empty() {
-            let _ = writeln!(text, "    {elsewhere} ip daddr {{ {pods} }} drop");
+            // A range that is written too large must not cut nodes off from each other: their tunnels end there.
+            let nodes = if nodes.is_empty() { String::new() } else { format!(" ip daddr != {{ {nodes} }}") };
+            let _ = writeln!(text, "    {elsewhere} ip daddr {{ {pods} }}{nodes} drop");
         }
         if !nodes.is_empty() {
             let _ = writeln!(text, "    {elsewhere} ip saddr {{ {own} }} ip daddr {{ {nodes} }} drop");
@@ -149,4 +151,32 @@ async fn nft(arguments: &[&str], script: &str) -> Result<Result<String, String>,
     let output = output.map_err(|_| FirewallError::Slow)?.map_err(FirewallError::Run)?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
     Ok(if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{network_of_a_test, peer_of_a_test};
+
+    #[tokio::test]
+    async fn sets_name_nothing_twice_and_a_range_that_is_too_large_does_not_cut_nodes_off() {
+        let peers = [
+            ([10, 99, 0, 2], "10.0.0.0/9"),
+            ([172, 31, 3, 2], "10.2.0.0/16"),
+            ([172, 31, 3, 2], "10.2.0.0/16"),
+        ];
+        let peers = peers.map(|(address, range)| peer_of_a_test(address, range));
+        let mut network = network_of_a_test(&[], peers.to_vec());
+        network.strays = vec!["10.5.0.7".parse().unwrap()];
+        let script = network.script();
+        for rule in [
+            "ip saddr { 10.1.0.0/16, 10.5.0.7/32 } ip daddr != { 10.0.0.0/8, 172.31.3.2/32 } masquerade",
+            "ip daddr { 10.0.0.0/9 } ip daddr != { 10.99.0.2/32, 172.31.3.2/32 } drop",
+            "ip saddr { 10.1.0.0/16, 10.5.0.7/32 } ip daddr { 10.99.0.2/32, 172.31.3.2/32 } drop",
+        ] {
+            assert!(script.contains(rule), "{rule}\n{script}");
+        }
+        let plain = network_of_a_test(&["--encryption", "false"], peers.to_vec());
+        assert!(!plain.script().contains("drop"));
+        assert!(!network_of_a_test(&[], Vec::new()).script().contains("drop"));
+    }
 }

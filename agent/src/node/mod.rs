@@ -187,3 +187,28 @@ impl NodeNetwork {
 pub async fn delete_device(name: &str) -> Result<bool, NodeError> {
     Ok(Netlink::connect()?.delete_link(name).await?)
 }
+
+/// A node without devices, on a machine of whoever runs the tests: nothing is written there.
+#[cfg(test)]
+fn network_of_a_test(arguments: &[&str], peers: Vec<PeerNode>) -> NodeNetwork {
+    use clap::Parser as _;
+    let cli = [&["mesh-agent", "--node-name", "node-1"], arguments].concat();
+    NodeNetwork {
+        netlink: Netlink::connect().unwrap(),
+        config: Config::load(&crate::config::Cli::parse_from(cli)).unwrap(),
+        uplink: Uplink { index: 2, name: "uplink".to_owned(), neighbourhood: own::Neighbourhood::default() },
+        tunnel: None,
+        mtu: 1420,
+        address: IpAddr::from([10, 99, 0, 1]),
+        pod_ranges: vec!["10.1.0.0/16".parse().unwrap()],
+        strays: Vec::new(),
+        peers,
+        firewall: Firewall::default(),
+    }
+}
+
+#[cfg(test)]
+fn peer_of_a_test(address: [u8; 4], range: &str) -> PeerNode {
+    let pod_ranges = vec![range.parse().unwrap()];
+    PeerNode { addresses: vec![IpAddr::from(address)], pod_ranges, reachable: true }
+}

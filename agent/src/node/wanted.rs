@@ -112,3 +112,49 @@ impl NodeNetwork {
         ways.extend(ranges.map(|&range| Route::via(range, gateway, self.uplink.index)));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use host::netlink::{Link, RouteKind};
+
+    use super::super::{network_of_a_test, peer_of_a_test};
+
+    #[tokio::test]
+    async fn without_its_device_an_encrypted_node_has_no_way_to_another_but_blackholes() {
+        let peers = vec![peer_of_a_test([172, 31, 2, 2], "10.2.0.0/16")];
+        let mut network = network_of_a_test(&[], peers);
+        let is_way = |route: &&host::netlink::Route| route.kind == RouteKind::Unicast;
+        let routes = network.wanted_routes(&[]);
+        assert_eq!(routes.iter().filter(is_way).count(), 0, "{routes:?}");
+        assert!(routes.iter().any(|route| route.destination.to_string() == "172.31.2.2/32"), "{routes:?}");
+        network.tunnel = Some(Link {
+            index: 7,
+            name: "selvage0".into(),
+            mac: None,
+            mtu: 1420,
+            up: true,
+            loopback: false,
+            kind: None,
+            peer: None,
+        });
+        let routes = network.wanted_routes(&[]);
+        let ways: Vec<_> = routes.iter().filter(is_way).map(|route| route.device).collect();
+        assert_eq!(ways, [Some(7), Some(7)]);
+        let last_drop = routes.iter().rposition(|route| route.kind == RouteKind::Blackhole);
+        let first_way = routes.iter().position(|route| route.kind == RouteKind::Unicast);
+        assert!(last_drop < first_way, "what drops is made first: {routes:?}");
+        network.peers[0].reachable = false;
+        assert_eq!(network.wanted_routes(&[]).iter().filter(is_way).count(), 0);
+    }
+
+    #[tokio::test]
+    async fn two_nodes_with_the_same_range_do_not_take_turns() {
+        let peers = [[172, 31, 2, 2], [172, 31, 3, 2]].map(|address| peer_of_a_test(address, "10.2.0.0/16"));
+        let mut network = network_of_a_test(&["--encryption", "false"], peers.to_vec());
+        network.uplink.neighbourhood.on_link = vec!["172.31.0.0/16".parse().unwrap()];
+        let routes = network.wanted_routes(&[]);
+        let to_range = routes.iter().filter(|route| route.destination.to_string() == "10.2.0.0/16");
+        let gateways: Vec<_> = to_range.map(|route| route.gateway).collect();
+        assert_eq!(gateways, [Some(std::net::IpAddr::from([172, 31, 2, 2]))]);
+    }
+}

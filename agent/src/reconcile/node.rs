@@ -11,15 +11,15 @@ use std::sync::Arc;
 use api::agent::{Peer, PeerSet};
 use datapath::{Attachment, Program};
 use host::netlink::{Link, Mac};
-use policy::Problem;
+use policy::{Node, Problem};
 use tokio::task::block_in_place;
 use tokio::time::Instant;
 
-use super::{RETRY, ReconcileError, Reconciler, peers};
+use super::{RETRY, ReconcileError, Reconciler, TICK, peers};
 use crate::ipam::Pool;
 use crate::journal::Allocation;
 use crate::node::{NodeError, NodeNetwork, Outcome, PodLink};
-use crate::source::{Records, Source};
+use crate::source::Source;
 
 /// Pods that a problem names. The others are counted: a node may have hundreds, and each has the same trouble.
 const NAMED_PODS: usize = 5;
@@ -29,6 +29,11 @@ const NAMED_PODS: usize = 5;
 pub(super) struct Keeping {
     /// When it is looked at again because something failed.
     pub(super) retry_at: Option<Instant>,
+    /// Looks in a row of which something failed.
+    failures: u32,
+    /// The Node object that was followed last, and what is wrong with it.
+    object: Option<Arc<Node>>,
+    object_problem: Option<Problem>,
     /// Allocations of before this agent's start whose pods are gone have been released.
     swept: bool,
     /// What the last look found.
@@ -80,8 +85,11 @@ impl<S: Source> Reconciler<S> {
     pub(super) async fn keep_node(&mut self, look: bool) {
         let Some(records) = self.records.clone() else { return };
         let Some(mut network) = self.network.take() else { return };
-        let mut problems = Vec::new();
-        let moved = self.follow(&mut network, &records, &mut problems).await;
+        // The kernel is asked about devices only if there is a reason: a change of policy waits behind this.
+        let object = records.nodes.get(&self.config.node_name);
+        let is_new = look || object != self.keeping.object.as_ref();
+        let moved = is_new && self.follow(&mut network, object).await;
+        let mut problems: Vec<Problem> = self.keeping.object_problem.iter().cloned().collect();
         let (routes, peers) = peers::build(&self.config, &records, self.known_nodes.status(), &mut problems);
         let strays = self.strays(&network, &mut problems);
         let changed = network.set_neighbourhood(routes, strays) || moved;
@@ -101,35 +109,29 @@ impl<S: Source> Reconciler<S> {
 
     /// Becomes what the Node object says; whether that is something new. An object that is gone or makes no sense
     /// changes nothing.
-    async fn follow(
-        &mut self,
-        network: &mut NodeNetwork,
-        records: &Records,
-        problems: &mut Vec<Problem>,
-    ) -> bool {
-        let Some(node) = records.nodes.get(&self.config.node_name) else {
-            problems.push(self.node_problem("not in the source any more; this node stays as it was set up"));
-            return false;
+    async fn follow(&mut self, network: &mut NodeNetwork, object: Option<&Arc<Node>>) -> bool {
+        self.keeping.object = object.cloned();
+        let followed = match object {
+            Some(node) => network.follow(node).await.map_err(|error| {
+                let NodeNetwork { address, pod_ranges, uplink, .. } = &*network;
+                format!("{error}; it keeps {address}, pods {pod_ranges:?}, device {}", uplink.name)
+            }),
+            None => Err("not in the source any more; this node stays as it was set up".to_owned()),
         };
-        match network.follow(node).await {
-            Ok(true) => {
-                tracing::info!(
-                    uplink = network.uplink.name, address = %network.address, pods = ?network.pod_ranges, mtu = network.mtu,
-                    "this node is another one now"
-                );
-                // New addresses come from the new range once all is made for them.
-                self.pool = None;
-                true
-            }
-            Ok(false) => false,
-            Err(error) => {
-                let (address, ranges) = (network.address, &network.pod_ranges);
-                let message =
-                    format!("{error}; it keeps {address}, pods {ranges:?}, device {}", network.uplink.name);
-                problems.push(self.node_problem(&message));
-                false
-            }
+        self.keeping.object_problem = followed.as_ref().err().map(|message| self.node_problem(message));
+        let moved = followed.unwrap_or(false);
+        if moved {
+            tracing::info!(
+                uplink = network.uplink.name,
+                address = %network.address,
+                pods = ?network.pod_ranges,
+                mtu = network.mtu,
+                "this node is another one now"
+            );
+            // New addresses come from the new range once all is made for them.
+            self.pool = None;
         }
+        moved
     }
 
     /// Addresses that pods got before the ranges changed.
@@ -195,7 +197,10 @@ impl<S: Source> Reconciler<S> {
         for problem in failed.iter().filter(|problem| !self.keeping.problems.contains(problem)) {
             tracing::error!(error = problem.message, "this node is not complete; tried again until it is");
         }
-        self.keeping.retry_at = (!failed.is_empty()).then(|| Instant::now() + RETRY);
+        self.keeping.failures = if failed.is_empty() { 0 } else { self.keeping.failures.saturating_add(1) };
+        // What fails may take its time to do so, and everything else waits behind it: less and less often.
+        let pause = RETRY.saturating_mul(1 << self.keeping.failures.min(5) >> 1).min(TICK);
+        self.keeping.retry_at = (!failed.is_empty()).then(|| Instant::now() + pause);
         problems.extend(failed);
         self.keeping.problems = problems;
     }
