@@ -52,6 +52,9 @@ counters! {
     drain_limit;
     /// HTTP/2 connections closed because the client cancelled too many streams.
     too_many_cancelled;
+    /// HTTP/2 streams refused or ended because the connection, the client or the thread has all the bytes in memory that it
+    /// may have.
+    buffers_full;
     /// Request records lost because the agent did not take them in time.
     records_lost;
 }

@@ -10,6 +10,7 @@
 //! never touches the server, and one that meets a closed port is told so by a 503 (gRPC: status 14).
 
 pub mod agent;
+mod buffers;
 pub mod config;
 pub mod counters;
 pub mod gate;
@@ -18,6 +19,7 @@ mod http2;
 mod io;
 pub mod limits;
 pub mod listener;
+mod live;
 pub mod policies;
 pub mod process;
 pub mod record;

@@ -56,15 +56,58 @@ pub const H2_STREAMS: u32 = 128;
 /// Size of an HTTP/2 header list, decoded (RFC 9113 section 6.5.2 counts 32 bytes more for each field).
 pub const H2_HEADER_LIST_BYTES: u32 = HEAD_BYTES as u32;
 
-/// Flow-control window of an HTTP/2 stream: what one stream may have in memory in each direction. 64 KiB is the
-/// protocol's default; four times that keeps 10 Gbit/s going at 0.2 ms.
-pub const H2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+/// Flow-control window of an HTTP/2 stream, in each direction: what one stream may have in memory, since its sender is
+/// given a byte back only when the receiver's socket has taken it. The protocol's default, which every peer is built for;
+/// 2.5 Gbit/s at 0.2 ms.
+pub const H2_STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 
-/// The same for all streams of a connection.
-pub const H2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+/// The same for all streams of a connection: three whose receivers take nothing do not hold up the others, and 10 Gbit/s
+/// at 0.2 ms.
+pub const H2_CONNECTION_WINDOW_BYTES: u32 = 4 * H2_STREAM_WINDOW_BYTES;
 
-/// Response bytes that are kept for a stream while the peer's window is closed.
-pub const H2_SEND_BUFFER_BYTES: usize = 256 * 1024;
+/// Bytes of a stream that `h2` may have and the socket has not taken.
+pub const H2_SEND_BUFFER_BYTES: usize = H2_STREAM_WINDOW_BYTES as usize;
+
+/// Pieces that these bytes may be in: each costs some 300 bytes of its own. Smaller ones are put together meanwhile.
+pub const H2_SEND_PIECES: usize = 16;
+
+/// A shorter piece is copied out of the buffer of some 16 KiB that it was read into, and that it would keep in memory.
+pub const H2_COPY_BELOW_BYTES: usize = 4 * 1024;
+
+/// Bytes of the heads of the requests under way on an HTTP/2 connection: 8 KiB for each, if all streams are open.
+pub const H2_HEADS_BYTES: usize = 1024 * 1024;
+
+/// Bytes of an HTTP/2 connection in memory: heads, and one window for each direction.
+pub const H2_CONNECTION_BYTES: usize = H2_HEADS_BYTES + 2 * H2_CONNECTION_WINDOW_BYTES as usize;
+
+/// What a field of a head costs beside its name and value: its place in a table, two allocations.
+pub const FIELD_COST_BYTES: usize = 128;
+
+/// Interim responses that are passed on for one request: no flow control holds them back. Real ones have one or two.
+pub const H2_INTERIM_RESPONSES: u32 = 16;
+
+/// Bytes of requests and responses of HTTP/2 that a worker has in memory, in equal parts for its threads. Beside it stand
+/// the connections themselves. Peers that read need next to none of it: at 10 Gbit/s it is what passes in 0.2 s.
+pub const BUFFERED_BYTES: usize = 256 * 1024 * 1024;
+
+/// The least that a thread has of it, so that large machines have more: 20 connections with all that they may have.
+pub const BUFFERED_BYTES_PER_THREAD: usize = 32 * 1024 * 1024;
+
+/// What each of so many threads has of it.
+pub fn buffered_bytes(threads: usize) -> usize {
+    (BUFFERED_BYTES / threads.max(1)).max(BUFFERED_BYTES_PER_THREAD)
+}
+
+/// How many of a thread's bytes one client may have. One that has them all, all of them stuck, leaves the others what they
+/// need, new requests included.
+pub const fn buffered_share(bytes: usize) -> usize {
+    bytes / 2
+}
+
+/// How many of a thread's or a client's bytes there may be when a request begins; the rest is for those under way.
+pub const fn buffered_for_new(bytes: usize) -> usize {
+    bytes - bytes / 4
+}
 
 /// Streams that a client may open and reset before they were looked at (CVE-2023-44487); the h2 crate's default.
 pub const H2_PENDING_RESETS: usize = 20;
@@ -99,6 +142,10 @@ pub const FALLBACK_TRIES: u16 = 64;
 /// Pause after `accept` failed for want of descriptors or memory: lets others finish instead of spinning.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
+/// How often a master looks whether the agent has pinned the listener map by now, and how long it does before it gives up
+/// and says so: on a new node the agent is installed in the same minute.
+pub const PINS_WAIT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(600));
+
 /// First and longest pause before the agent is dialled again.
 pub const AGENT_RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
@@ -108,7 +155,8 @@ pub const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(300), Dura
 /// How long things may take. The defaults are the product's; tests shorten them.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
-    /// From the first byte of a head to its last, against clients that drip (nginx: 60 s).
+    /// From the first byte of a head to its last, against clients that drip (nginx: 60 s). HTTP/2: also from the preface to
+    /// the first request.
     pub head: Duration,
     /// Between two requests, or before the first. Servers have limits of their own, and theirs are mirrored.
     pub idle: Duration,

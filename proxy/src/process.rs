@@ -65,8 +65,14 @@ pub fn run_as_worker(config: &Config) -> anyhow::Result<()> {
     let store = SnapshotStore::new(&config.store_dir());
     load_last_snapshot(&store, &policies);
     let connections = connections_per_thread(slots)?;
-    let common =
-        Common { policies: policies.clone(), records, counters: counters.clone(), timeouts, connections };
+    let common = Common {
+        policies: policies.clone(),
+        records,
+        counters: counters.clone(),
+        timeouts,
+        connections,
+        buffered_bytes: limits::buffered_bytes(listeners.len()),
+    };
     let (retire, retired) = watch::channel(false);
     let mut threads = Vec::new();
     for (slot, listener) in listeners.into_iter().enumerate() {

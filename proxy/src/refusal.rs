@@ -19,6 +19,8 @@ pub enum Refusal {
     Unreachable,
     /// The server closed, or answered with something that is not HTTP, before a response began.
     BadGateway,
+    /// The connection, the client or the thread has all the bytes in memory that it may have.
+    NoRoom,
 }
 
 impl Refusal {
@@ -30,7 +32,7 @@ impl Refusal {
             Self::HeadTooLarge => (431, "Request Header Fields Too Large"),
             Self::Expectation => (417, "Expectation Failed"),
             Self::Connect => (405, "Method Not Allowed"),
-            Self::Unreachable => (503, "Service Unavailable"),
+            Self::Unreachable | Self::NoRoom => (503, "Service Unavailable"),
             Self::BadGateway => (502, "Bad Gateway"),
         }
     }
@@ -40,7 +42,7 @@ impl Refusal {
     pub const fn grpc_status(self) -> u32 {
         match self {
             Self::Denied | Self::NoSnapshot => 7,
-            Self::Unreachable | Self::BadGateway => 14,
+            Self::Unreachable | Self::BadGateway | Self::NoRoom => 14,
             Self::Connect => 12,
             Self::Malformed(_) | Self::HeadTooLarge | Self::Expectation => 13,
         }
@@ -56,6 +58,7 @@ impl Refusal {
             Self::Connect => "CONNECT is not forwarded",
             Self::Unreachable => "Upstream unreachable",
             Self::BadGateway => "No response from upstream",
+            Self::NoRoom => "Too much in memory",
         }
     }
 
@@ -70,6 +73,7 @@ impl Refusal {
             Self::Connect => "connect_refused",
             Self::Unreachable => "upstream_unreachable",
             Self::BadGateway => "upstream_gone",
+            Self::NoRoom => "buffers_full",
         }
     }
 

@@ -10,9 +10,10 @@ use tokio::net::TcpStream;
 
 use crate::gate::{Gate, Judgement};
 use crate::limits;
+use crate::live::{Interrupt, Live, Phase};
 use crate::record::{Record, Running, clip};
 use crate::refusal::Refusal;
-use crate::thread::{Drain, Interrupt, Live, Phase, Thread};
+use crate::thread::{Drain, Thread};
 use crate::upstream::{Connect, ConnectError, Route, end_cleanly, prepare_stream};
 use crate::{http1, http2, io as own_io};
 
@@ -170,7 +171,7 @@ impl<C> Session<C> {
     /// Whether a connection that is ended from outside is at a place where nothing is missing.
     pub(crate) fn may_end_cleanly(&self, interrupt: Interrupt) -> bool {
         let in_time = matches!(interrupt, Interrupt::TimedOut | Interrupt::DrainLimit);
-        in_time && self.live.phase() == Phase::Idle
+        in_time && self.live.is_between_requests()
     }
 
     pub(crate) fn count(&self, interrupt: Interrupt) {
@@ -229,6 +230,7 @@ impl<C> Session<C> {
         match refusal {
             Refusal::Denied | Refusal::NoSnapshot => self.counters().denied.add(),
             Refusal::Unreachable | Refusal::BadGateway => {}
+            Refusal::NoRoom => self.counters().buffers_full.add(),
             _ => self.counters().malformed.add(),
         }
         running.note(|record| {

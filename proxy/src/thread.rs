@@ -8,10 +8,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
+use crate::buffers::{Account, Most};
 use crate::counters::Counters;
 use crate::limits::{self, Timeouts};
+use crate::live::{Clock, Interrupt, Live};
 use crate::policies::Policies;
 use crate::record::RecordSink;
 
@@ -31,6 +33,8 @@ pub struct Common {
     pub timeouts: Timeouts,
     /// How many connections one thread serves at a time; at most [`crate::limits::CONNECTIONS_PER_THREAD`].
     pub connections: usize,
+    /// How many bytes of HTTP/2 one thread has in memory: see [`crate::limits::buffered_bytes`].
+    pub buffered_bytes: usize,
 }
 
 /// One worker thread: its connections, and one clock and one timer for all of them.
@@ -45,8 +49,17 @@ pub struct Thread<C> {
     next_id: Cell<u64>,
     live: RefCell<HashMap<Tuple, Rc<Live>>>,
     count: Cell<usize>,
-    /// How many of them each client has; those with none are not in it.
-    clients: RefCell<HashMap<IpAddr, usize>>,
+    /// Clients that have any.
+    clients: RefCell<HashMap<IpAddr, Client>>,
+    /// Bytes in memory of all of them.
+    buffers: Rc<Account>,
+}
+
+/// What one client has of a thread.
+#[derive(Debug)]
+struct Client {
+    connections: usize,
+    buffers: Rc<Account>,
 }
 
 /// The place of one connection among those of its thread.
@@ -60,8 +73,8 @@ impl<C> Drop for Place<C> {
     fn drop(&mut self) {
         self.thread.count.set(self.thread.count.get() - 1);
         if let Entry::Occupied(mut own) = self.thread.clients.borrow_mut().entry(self.client) {
-            *own.get_mut() -= 1;
-            if *own.get() == 0 {
+            own.get_mut().connections -= 1;
+            if own.get().connections == 0 {
                 own.remove();
             }
         }
@@ -79,111 +92,11 @@ pub(crate) enum Drain {
     Soon,
 }
 
-/// Time as of the last tick: precise enough for time-outs, and free.
-#[derive(Debug)]
-struct Clock {
-    now: Cell<Instant>,
-    timeouts: Timeouts,
-}
-
-/// Why a connection is ended from outside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Interrupt {
-    /// Its client opened another with the same tuple.
-    Replaced,
-    /// A deadline passed.
-    TimedOut,
-    /// The drain has taken too long.
-    DrainLimit,
-    /// A new snapshot forbids it.
-    Forbidden,
-}
-
-impl Interrupt {
-    /// Stable name for the records of requests that it ends.
-    pub(crate) const fn reason(self) -> &'static str {
-        match self {
-            Self::Replaced => "replaced",
-            Self::TimedOut => "timed_out",
-            Self::DrainLimit => "drain_limit",
-            Self::Forbidden => "policy_changed",
-        }
-    }
-}
-
-/// What a connection is doing, for its deadline and for how it may be ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// Between requests: may be closed cleanly.
-    Idle,
-    /// A head has begun.
-    Head,
-    /// A request is under way.
-    Exchange,
-}
-
-/// A live connection, as its thread knows it.
-#[derive(Debug)]
-pub struct Live {
-    id: u64,
-    tuple: Tuple,
-    clock: Rc<Clock>,
-    phase: Cell<Phase>,
-    deadline: Cell<Instant>,
-    interrupt: Cell<Option<Interrupt>>,
-    interrupted: Notify,
-    gone: Notify,
-}
-
-impl Live {
-    /// Ends it, soon.
-    pub fn interrupt(&self, why: Interrupt) {
-        if self.interrupt.get().is_none() {
-            self.interrupt.set(Some(why));
-        }
-        self.interrupted.notify_one();
-    }
-
-    /// Until it is to end.
-    pub async fn interrupted(&self) -> Interrupt {
-        loop {
-            if let Some(why) = self.interrupt.get() {
-                return why;
-            }
-            self.interrupted.notified().await;
-        }
-    }
-
-    /// What it is doing.
-    pub fn phase(&self) -> Phase {
-        self.phase.get()
-    }
-
-    /// It goes on to something that may take as long as its kind says. A head that has begun gets no more time by
-    /// another byte.
-    pub(crate) fn enter(&self, phase: Phase) {
-        if (self.phase.get(), phase) != (Phase::Head, Phase::Head) {
-            self.phase.set(phase);
-            self.touch();
-        }
-    }
-
-    /// Something moved.
-    pub(crate) fn touch(&self) {
-        let timeouts = &self.clock.timeouts;
-        let allowed = match self.phase.get() {
-            Phase::Idle => timeouts.idle,
-            Phase::Head => timeouts.head,
-            Phase::Exchange => timeouts.quiet,
-        };
-        self.deadline.set(self.clock.now.get() + allowed);
-    }
-}
-
 impl<C> Thread<C> {
     /// A thread without connections.
     pub fn new(connector: C, common: Common) -> Rc<Self> {
         let clock = Rc::new(Clock { now: Cell::new(Instant::now()), timeouts: common.timeouts });
+        let buffers = Account::new(most_buffered(common.buffered_bytes), None);
         Rc::new(Self {
             connector,
             common,
@@ -194,6 +107,7 @@ impl<C> Thread<C> {
             live: RefCell::default(),
             count: Cell::new(0),
             clients: RefCell::default(),
+            buffers,
         })
     }
 
@@ -206,29 +120,33 @@ impl<C> Thread<C> {
     /// None: the thread is full, or the client has its share of it.
     pub(crate) fn admit(self: &Rc<Self>, client: IpAddr) -> Option<Place<C>> {
         let most = self.common.connections;
-        let own = self.clients.borrow().get(&client).copied().unwrap_or_default();
+        let mut clients = self.clients.borrow_mut();
+        let own = clients.get(&client).map_or(0, |own| own.connections);
         if self.connections() >= most || own >= limits::client_share(most) {
             return None;
         }
+        let new = || {
+            let most = most_buffered(limits::buffered_share(self.common.buffered_bytes));
+            Client { connections: 0, buffers: Account::new(most, Some(self.buffers.clone())) }
+        };
+        clients.entry(client).or_insert_with(new).connections += 1;
         self.count.set(self.count.get() + 1);
-        self.clients.borrow_mut().insert(client, own + 1);
         Some(Place { thread: self.clone(), client })
+    }
+
+    /// For the bytes of a new connection of `client`, which was admitted.
+    pub(crate) fn buffers(&self, client: IpAddr) -> Rc<Account> {
+        let clients = self.clients.borrow();
+        let whole = clients.get(&client).map_or(&self.buffers, |own| &own.buffers);
+        let most = Most { for_new: limits::H2_HEADS_BYTES, in_all: limits::H2_CONNECTION_BYTES };
+        Account::new(most, Some(whole.clone()))
     }
 
     /// Enters a connection; also gives the one that it replaces.
     pub(crate) fn enter(&self, tuple: Tuple) -> (Rc<Live>, Option<Rc<Live>>) {
         let id = self.next_id.get();
         self.next_id.set(id.wrapping_add(1));
-        let live = Rc::new(Live {
-            id,
-            tuple,
-            phase: Cell::new(Phase::Idle),
-            clock: self.clock.clone(),
-            deadline: Cell::new(self.clock.now.get() + self.common.timeouts.idle),
-            interrupt: Cell::new(None),
-            interrupted: Notify::new(),
-            gone: Notify::new(),
-        });
+        let live = Rc::new(Live::new(id, tuple, self.clock.clone()));
         let replaced = self.live.borrow_mut().insert(tuple, live.clone());
         if let Some(old) = &replaced {
             self.common.counters.replaced.add();
@@ -261,7 +179,7 @@ impl<C> Thread<C> {
             ticks.tick().await;
             let now = Instant::now();
             self.clock.now.set(now);
-            for live in self.live.borrow().values().filter(|live| live.deadline.get() <= now) {
+            for live in self.live.borrow().values().filter(|live| live.is_overdue(now)) {
                 live.interrupt(Interrupt::TimedOut);
             }
         }
@@ -297,6 +215,11 @@ impl<C> Thread<C> {
             tokio::time::sleep(DRAIN_POLL).await;
         }
     }
+}
+
+/// For a thread or a client.
+fn most_buffered(bytes: usize) -> Most {
+    Most { for_new: limits::buffered_for_new(bytes), in_all: bytes }
 }
 
 /// How often a draining thread looks whether it is done.

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::{FRONTEND, PATIENCE, Rig, shop_policy_with};
+use common::{FRONTEND, PATIENCE, Rig, frames, shop_policy_with};
 use h2::client::SendRequest;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
@@ -187,6 +187,37 @@ async fn ambiguous_requests_are_refused() {
     assert!(requests.try_recv().is_err());
     let (_response, _) = client.send_request(host(&["API"]), true).unwrap();
     within(requests.recv()).await.unwrap();
+}
+
+/// Where HTTP/1 answers 400. The `http` crate cuts it off before we see it, so this pins what that means: what is judged is
+/// what is forwarded.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fragment_of_a_path_is_neither_judged_nor_forwarded() {
+    let (address, mut requests) = origin().await;
+    let rig = open(address, Timeouts::default());
+    let mut client = rig.client(FRONTEND);
+    client.send(frames::PREFACE).send(frames::frame(frames::SETTINGS, 0, 0, &[]));
+    for (stream, path, judged, passes) in [
+        (1, "/open#/closed", "/open", true),
+        (3, "/closed#/open", "/closed", false),
+        (5, "/open?a#b?c", "/open?a", true),
+        (7, "#/open", "/", false),
+    ] {
+        let flags = frames::END_HEADERS | frames::END_STREAM;
+        client.send(frames::frame(frames::HEADERS, flags, stream, &frames::get(path)));
+        if passes {
+            let (request, mut respond) = within(requests.recv()).await.unwrap();
+            assert_eq!(request.uri().to_string(), format!("http://api{judged}"));
+            respond.send_response(Response::new(()), true).unwrap();
+        }
+        let record = rig.record();
+        assert_eq!(
+            (String::from_utf8_lossy(&record.path), record.allowed),
+            (judged.into(), passes),
+            "{path}"
+        );
+    }
+    assert!(requests.try_recv().is_err());
 }
 
 #[tokio::test]

@@ -15,9 +15,9 @@ use super::scan::Scanner;
 use super::{Current, Forward, note};
 use crate::io::{read_more, until_speaks_or_closes, write_all, write_both};
 use crate::limits;
+use crate::live::Phase;
 use crate::refusal::Refusal;
 use crate::session::{End, Session};
-use crate::thread::Phase;
 
 /// A request that is allowed, on its way.
 pub(super) struct Exchange<'a, 'r, C> {

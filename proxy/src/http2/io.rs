@@ -10,7 +10,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::Socket;
-use crate::thread::Live;
+use super::blocks::HeaderBlocks;
+use crate::live::{Live, Wait};
 
 /// Reads what was read before, then the socket. The socket is closed when the last owner lets go of it; traffic either
 /// way puts the connection's deadline off.
@@ -18,24 +19,25 @@ pub(super) struct SharedStream {
     socket: Socket,
     live: Rc<Live>,
     early: BytesMut,
+    /// A client's: its heads have only so much time.
+    blocks: Option<HeaderBlocks>,
 }
 
 impl SharedStream {
-    pub(super) fn new(socket: Socket, live: Rc<Live>, early: BytesMut) -> Self {
-        Self { socket, live, early }
+    /// The client's, of which `early` was read before.
+    pub(super) fn client(socket: Socket, live: Rc<Live>, early: BytesMut) -> Self {
+        Self { socket, live, early, blocks: Some(HeaderBlocks::new()) }
+    }
+
+    pub(super) fn server(socket: Socket, live: Rc<Live>) -> Self {
+        Self { socket, live, early: BytesMut::new(), blocks: None }
     }
 
     fn with<T>(&mut self, use_it: impl FnOnce(Pin<&mut TcpStream>) -> T) -> T {
         use_it(Pin::new(&mut *self.socket.borrow_mut()))
     }
-}
 
-impl AsyncRead for SharedStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read_any(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.early.has_remaining() {
             let length = self.early.len().min(buffer.remaining());
             buffer.put_slice(&self.early.split_to(length));
@@ -47,6 +49,40 @@ impl AsyncRead for SharedStream {
         }
         read
     }
+
+    fn note_heads(&mut self, read: &[u8]) {
+        let Some(blocks) = &mut self.blocks else { return };
+        if blocks.take(read) {
+            self.live.waited(Wait::Head);
+        }
+        if blocks.is_incomplete() {
+            self.live.wait(Wait::Head);
+        }
+    }
+
+    /// A peer that takes nothing has only so much time too.
+    fn note_write<T>(&self, written: &Poll<T>) {
+        let takes = if self.blocks.is_some() { Wait::ClientTakes } else { Wait::ServerTakes };
+        if written.is_ready() {
+            self.live.waited(takes);
+            self.live.touch();
+        } else {
+            self.live.wait(takes);
+        }
+    }
+}
+
+impl AsyncRead for SharedStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = self.poll_read_any(context, buffer);
+        self.note_heads(&buffer.filled()[before..]);
+        read
+    }
 }
 
 impl AsyncWrite for SharedStream {
@@ -56,9 +92,7 @@ impl AsyncWrite for SharedStream {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = self.with(|socket| socket.poll_write(context, bytes));
-        if written.is_ready() {
-            self.live.touch();
-        }
+        self.note_write(&written);
         written
     }
 
@@ -68,9 +102,7 @@ impl AsyncWrite for SharedStream {
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = self.with(|socket| socket.poll_write_vectored(context, parts));
-        if written.is_ready() {
-            self.live.touch();
-        }
+        self.note_write(&written);
         written
     }
 

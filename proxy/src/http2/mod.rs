@@ -4,7 +4,10 @@
 //! Built on `h2` itself and not on hyper's layer above it, because that adds fields of its own (`date`,
 //! `content-length`) and keeps reset codes and interim responses to itself.
 
+mod blocks;
+mod exchange;
 mod io;
+mod piece;
 mod relay;
 mod stream;
 
@@ -14,7 +17,8 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
+use futures::FutureExt;
 use futures::stream::{FuturesUnordered, StreamExt};
 use h2::Reason;
 use h2::client::{self, SendRequest};
@@ -22,11 +26,14 @@ use h2::server;
 use tokio::net::TcpStream;
 use tokio::sync::{OnceCell, watch};
 
+use crate::buffers::Account;
 use crate::limits;
+use crate::live::{Interrupt, Phase};
 use crate::session::{End, Session};
-use crate::thread::{Drain, Interrupt, Phase};
+use crate::thread::Drain;
 use crate::upstream::Connect;
 use io::SharedStream;
+use piece::Piece;
 
 /// What a client with prior knowledge sends first (RFC 9113 section 3.4).
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -36,15 +43,10 @@ type Socket = Rc<RefCell<TcpStream>>;
 
 /// Serves a connection whose first bytes, in `inbox`, begin with the preface.
 pub(crate) async fn serve<C: Connect>(session: &Session<C>, client: TcpStream, inbox: BytesMut) {
-    session.live.enter(Phase::Idle);
+    session.live.enter(Phase::Opening);
     let socket = Rc::new(RefCell::new(client));
     let connection = Connection::new(session);
-    let io = SharedStream::new(socket.clone(), session.live.clone(), inbox);
-    let end = tokio::select! {
-        biased;
-        interrupt = session.interrupted() => connection.ended_by(interrupt),
-        end = connection.run(io) => end,
-    };
+    let end = connection.run(SharedStream::client(socket.clone(), session.live.clone(), inbox)).await;
     if end != End::Reset {
         let upstream = connection.upstream_socket.take();
         drop(connection);
@@ -58,10 +60,12 @@ pub(crate) async fn serve<C: Connect>(session: &Session<C>, client: TcpStream, i
 /// One client's connection and the one to its server.
 struct Connection<'a, C> {
     session: &'a Session<C>,
-    upstream: OnceCell<SendRequest<Bytes>>,
+    /// What it has in memory, of both directions.
+    account: Rc<Account>,
+    upstream: OnceCell<SendRequest<Piece>>,
     upstream_socket: RefCell<Option<Socket>>,
     /// Moves bytes between the upstream socket and the upstream streams.
-    driver: RefCell<Option<client::Connection<SharedStream, Bytes>>>,
+    driver: RefCell<Option<client::Connection<SharedStream, Piece>>>,
     /// No more streams on this connection: the server wants none, or somebody else serves new ones.
     goes_away: Cell<bool>,
     /// Streams that the client has cancelled, less those that ended well.
@@ -72,6 +76,7 @@ impl<'a, C: Connect> Connection<'a, C> {
     fn new(session: &'a Session<C>) -> Self {
         Self {
             session,
+            account: session.thread.buffers(session.client.ip()),
             upstream: OnceCell::new(),
             upstream_socket: RefCell::new(None),
             driver: RefCell::new(None),
@@ -86,33 +91,47 @@ impl<'a, C: Connect> Connection<'a, C> {
     }
 
     async fn run(&self, io: SharedStream) -> End {
-        let Ok(mut server) = server_builder().handshake::<_, Bytes>(io).await else { return End::Reset };
-        let mut streams = FuturesUnordered::new();
+        let mut server = tokio::select! {
+            biased;
+            interrupt = self.session.interrupted() => return self.ended_by(interrupt),
+            server = server_builder().handshake::<_, Piece>(io) => match server {
+                Ok(server) => server,
+                Err(_) => return End::Reset,
+            },
+        };
+        let streams = RefCell::new(FuturesUnordered::new());
         let mut draining = self.session.thread.draining.subscribe();
         let mut told = false;
-        loop {
-            let is_idle = streams.is_empty();
+        let end = loop {
+            let is_idle = streams.borrow().is_empty();
             tokio::select! {
                 biased;
-                Some(()) = streams.next() => if streams.is_empty() {
-                    self.session.live.enter(Phase::Idle);
-                },
+                interrupt = self.session.interrupted() => {
+                    let end = self.ended_by(interrupt);
+                    if end == End::Clean {
+                        say_goodbye(&mut server);
+                    }
+                    break end;
+                }
+                () = one_ends(&streams) => self.streams_ended(&streams),
                 ended = self.drive_upstream() => match ended {
                     // As the client would see it without us: the connection broke.
-                    Err(_) => return End::Reset,
+                    Err(_) => break End::Reset,
                     Ok(()) => self.goes_away.set(true),
                 },
                 accepted = server.accept() => match accepted {
                     Some(Ok((request, respond))) => {
                         self.session.live.enter(Phase::Exchange);
-                        streams.push(stream::serve(self, request, respond));
+                        streams.borrow().push(stream::serve(self, request, respond));
                     }
                     Some(Err(error)) => {
                         tracing::debug!(%error, client = %self.session.client, "HTTP/2 connection broke");
-                        return End::Reset;
+                        break End::Reset;
                     }
-                    None => return End::Clean,
+                    None => break End::Clean,
                 },
+                // Once more, for what both sides have just sent: it is counted before another connection gets its turn.
+                () = one_ends(&streams) => self.streams_ended(&streams),
                 () = self.may_go(&mut draining, is_idle), if !told => {
                     self.goes_away.set(true);
                 }
@@ -126,6 +145,17 @@ impl<'a, C: Connect> Connection<'a, C> {
                 self.session.counters().too_many_cancelled.add();
                 server.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
             }
+        };
+        self.streams_ended(&streams);
+        end
+    }
+
+    /// Takes out the streams that have ended.
+    fn streams_ended(&self, streams: &RefCell<FuturesUnordered<impl Future<Output = ()>>>) {
+        let mut streams = streams.borrow_mut();
+        while let Some(Some(())) = streams.next().now_or_never() {}
+        if streams.is_empty() {
+            self.session.live.enter(Phase::Idle);
         }
     }
 
@@ -163,13 +193,13 @@ impl<'a, C: Connect> Connection<'a, C> {
     }
 
     /// The connection to the server, made when the first request that is allowed needs it.
-    async fn upstream(&self) -> Option<SendRequest<Bytes>> {
+    async fn upstream(&self) -> Option<SendRequest<Piece>> {
         self.upstream.get_or_try_init(|| async { self.dial().await.ok_or(()) }).await.ok().cloned()
     }
 
-    async fn dial(&self) -> Option<SendRequest<Bytes>> {
+    async fn dial(&self) -> Option<SendRequest<Piece>> {
         let socket = Rc::new(RefCell::new(self.session.connect().await?));
-        let io = SharedStream::new(socket.clone(), self.session.live.clone(), BytesMut::new());
+        let io = SharedStream::server(socket.clone(), self.session.live.clone());
         let (sender, driver) = client_builder().handshake(io).await.ok()?;
         self.upstream_socket.replace(Some(socket));
         self.driver.replace(Some(driver));
@@ -183,6 +213,22 @@ impl<'a, C: Connect> Connection<'a, C> {
     fn note_completed(&self) {
         self.cancelled.set(self.cancelled.get().saturating_sub(1));
     }
+}
+
+/// Until one of the streams ends.
+async fn one_ends(streams: &RefCell<FuturesUnordered<impl Future<Output = ()>>>) {
+    poll_fn(|context| match streams.borrow_mut().poll_next_unpin(context) {
+        Poll::Ready(Some(())) => Poll::Ready(()),
+        Poll::Ready(None) | Poll::Pending => Poll::Pending,
+    })
+    .await;
+}
+
+/// Tells a client that no more is coming, so that a request which crosses this is not taken for a lost one. One that takes
+/// nothing is not waited for.
+fn say_goodbye(server: &mut server::Connection<SharedStream, Piece>) {
+    server.abrupt_shutdown(Reason::NO_ERROR);
+    let _ = poll_fn(|context| server.poll_closed(context)).now_or_never();
 }
 
 fn server_builder() -> server::Builder {

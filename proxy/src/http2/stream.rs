@@ -1,22 +1,19 @@
 //! One stream: a request, judged, and its response.
 
-use std::future::poll_fn;
-use std::pin::Pin;
-use std::task::{Context, Poll};
-
-use bytes::Bytes;
-use h2::client::ResponseFuture;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::header::{CONTENT_TYPE, HOST};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 
 use super::Connection;
-use super::relay::{Broken, relay};
+use super::exchange::{Early, exchange};
+use super::piece::Piece;
+use crate::buffers::Held;
 use crate::gate::{Judgement, Subject};
+use crate::limits;
 use crate::record::Running;
-use crate::refusal::{Refusal, is_refused_trailer};
+use crate::refusal::Refusal;
 use crate::target;
 use crate::upstream::Connect;
 
@@ -24,19 +21,20 @@ use crate::upstream::Connect;
 pub(super) async fn serve<C: Connect>(
     connection: &Connection<'_, C>,
     request: Request<RecvStream>,
-    respond: SendResponse<Bytes>,
+    respond: SendResponse<Piece>,
 ) {
     let (parts, body) = request.into_parts();
     let session = connection.session;
     let head = Head::new(parts);
-    let judgement = match &head.invalid {
-        Some(refusal) => session.gate.refuse(*refusal),
+    let held = connection.account.hold_new(cost(&head.parts.headers) + cost_of_uri(&head.parts.uri));
+    let judgement = match head.invalid.or(held.is_none().then_some(Refusal::NoRoom)) {
+        Some(refusal) => session.gate.refuse(refusal),
         None => session.gate.judge(&head.subject()),
     };
     let refusal = judgement.refusal;
     let record = session.record("HTTP/2", head.texts(), judgement);
     let running = Running::new(&session.thread.common.records, record);
-    let mut stream = Stream { connection, head, running, respond, to_client: None };
+    let mut stream = Stream { connection, head, running, respond, to_client: None, _held: held };
     match refusal {
         Some(refusal) => stream.refuse(refusal),
         None => {
@@ -47,7 +45,7 @@ pub(super) async fn serve<C: Connect>(
 }
 
 /// A request head in the words of policy.
-struct Head {
+pub(super) struct Head {
     parts: Parts,
     host: String,
     is_grpc: bool,
@@ -60,12 +58,15 @@ impl Head {
         let is_grpc = parts.headers.get(CONTENT_TYPE).is_some_and(is_grpc);
         let invalid = match &host {
             _ if parts.method == Method::CONNECT => Some(Refusal::Connect),
+            _ if parts.headers.len() > limits::HEAD_FIELDS => Some(Refusal::HeadTooLarge),
             Err(refusal) => Some(*refusal),
             Ok(_) => None,
         };
         Self { parts, host: host.unwrap_or_default(), is_grpc, invalid }
     }
 
+    /// Without a fragment: the `http` crate cuts `#` and what follows off before anybody sees it, where HTTP/1 answers 400.
+    /// It is cut off for good: what is judged, recorded and sent to the server is what stands before it.
     fn target(&self) -> &str {
         self.parts.uri.path_and_query().map_or("", |target| target.as_str())
     }
@@ -84,7 +85,7 @@ impl Head {
     }
 
     /// What is sent on: as it came. `h2` takes a request without authority only as one that was HTTP/1 before.
-    fn request(&self) -> Request<()> {
+    pub(super) fn request(&self) -> Request<()> {
         let mut request = Request::new(());
         *request.method_mut() = self.parts.method.clone();
         *request.uri_mut() = self.parts.uri.clone();
@@ -129,23 +130,11 @@ struct Stream<'a, 'b, C> {
     connection: &'b Connection<'a, C>,
     head: Head,
     running: Running<'b>,
-    respond: SendResponse<Bytes>,
+    respond: SendResponse<Piece>,
     /// Once the response has begun.
-    to_client: Option<SendStream<Bytes>>,
-}
-
-/// What ends a stream before its response is complete.
-enum Early {
-    /// By the client.
-    Cancelled,
-    /// By a new snapshot.
-    Forbidden(Box<Judgement>),
-    /// Not forwarded after all.
-    Refused(Refusal),
-    /// By the server; the code is passed on.
-    Reset(Reason),
-    /// The client does not take the response.
-    Stalled,
+    to_client: Option<SendStream<Piece>>,
+    /// The room in memory of its head.
+    _held: Option<Held>,
 }
 
 impl<C: Connect> Stream<'_, '_, C> {
@@ -180,7 +169,12 @@ impl<C: Connect> Stream<'_, '_, C> {
             Err(Early::Stalled) => {
                 self.connection.session.counters().timed_out.add();
                 self.running.note(|record| record.reason = "timed_out");
-                self.reset(Reason::CANCEL);
+                self.reset(Reason::INTERNAL_ERROR);
+            }
+            Err(Early::NoRoom) => {
+                self.connection.session.counters().buffers_full.add();
+                self.running.note(|record| record.reason = Refusal::NoRoom.reason());
+                self.reset(Reason::ENHANCE_YOUR_CALM);
             }
         }
     }
@@ -193,10 +187,11 @@ impl<C: Connect> Stream<'_, '_, C> {
         if self.head.is_grpc && to_client.send_trailers(grpc_fields(Refusal::Denied)).is_ok() {
             self.running.note(|record| record.grpc_status = status.cast_signed());
         } else {
-            self.reset(Reason::CANCEL);
+            self.reset(Reason::INTERNAL_ERROR);
         }
     }
 
+    /// Never with CANCEL or NO_ERROR of our own: some clients take a response that ends with them for complete.
     fn reset(&mut self, reason: Reason) {
         match &mut self.to_client {
             Some(to_client) => to_client.send_reset(reason),
@@ -206,6 +201,11 @@ impl<C: Connect> Stream<'_, '_, C> {
 
     fn refuse(&mut self, refusal: Refusal) {
         self.connection.session.note_refusal(&mut self.running, refusal);
+        if refusal == Refusal::NoRoom {
+            // An answer would take room too. Nothing has looked at the request: the client may send it again.
+            self.running.note(|record| record.status = 0);
+            return self.reset(Reason::REFUSED_STREAM);
+        }
         self.answer(refusal);
     }
 
@@ -228,7 +228,7 @@ impl<C: Connect> Stream<'_, '_, C> {
             let has_body = self.head.parts.method != Method::HEAD;
             self.respond
                 .send_response(response, !has_body)
-                .and_then(|mut body| if has_body { body.send_data(text.into(), true) } else { Ok(()) })
+                .and_then(|mut body| if has_body { body.send_data(Piece::own(text), true) } else { Ok(()) })
         };
         if let Err(error) = sent {
             tracing::debug!(%error, "the client did not wait for its refusal");
@@ -258,120 +258,18 @@ impl<C: Connect> Connection<'_, C> {
             }
         }
     }
-
-    /// Opens the upstream stream.
-    async fn open(&self, head: &Head, no_body: bool) -> Result<(ResponseFuture, SendStream<Bytes>), Early> {
-        let sender = self.upstream().await.ok_or(Early::Refused(Refusal::Unreachable))?;
-        // A server that goes away has not looked at this request: the client may send it elsewhere.
-        let refused = |_| {
-            self.goes_away.set(true);
-            Early::Reset(Reason::REFUSED_STREAM)
-        };
-        let mut sender = sender.ready().await.map_err(refused)?;
-        sender.send_request(head.request(), no_body).map_err(|error| {
-            if error.is_go_away() || error.is_io() {
-                refused(error)
-            } else {
-                Early::Refused(Refusal::BadGateway)
-            }
-        })
-    }
 }
 
-async fn exchange<C: Connect>(
-    connection: &Connection<'_, C>,
-    head: &Head,
-    running: &mut Running<'_>,
-    respond: &mut SendResponse<Bytes>,
-    to_client: &mut Option<SendStream<Bytes>>,
-    mut body: RecvStream,
-) -> Result<(), Early> {
-    let stall = connection.session.timeouts().stall;
-    let no_body = body.is_end_stream();
-    let (mut response, mut to_upstream) = tokio::select! {
-        biased;
-        _ = poll_fn(|context| respond.poll_reset(context)) => return Err(Early::Cancelled),
-        opened = connection.open(head, no_body) => opened?,
+/// What a head takes in memory.
+pub(super) fn cost(fields: &HeaderMap) -> usize {
+    let cost = |(name, value): (&HeaderName, &HeaderValue)| {
+        name.as_str().len() + value.len() + limits::FIELD_COST_BYTES
     };
-    let mut upload = std::pin::pin!(async {
-        if no_body { Ok(None) } else { relay(&mut body, &mut to_upstream, is_refused_trailer, stall).await }
-    });
-    let mut uploaded = false;
-    let response = loop {
-        tokio::select! {
-            biased;
-            result = &mut upload, if !uploaded => { uploaded = true; upload_end(result)?; }
-            response = poll_fn(|context| poll_response(&mut response, respond, context)) => break response?,
-        }
-    };
-    let (parts, mut from_upstream) = response.into_parts();
-    running.note(|record| {
-        record.status = parts.status.as_u16();
-        record.grpc_status = grpc_status(&parts.headers).unwrap_or(-1);
-    });
-    let ends = from_upstream.is_end_stream();
-    let sent = respond.send_response(Response::from_parts(parts, ()), ends).map_err(|_| Early::Cancelled)?;
-    if !ends {
-        let to_client = to_client.insert(sent);
-        let mut download = std::pin::pin!(relay(&mut from_upstream, to_client, |_| false, stall));
-        let trailers = loop {
-            tokio::select! {
-                biased;
-                result = &mut upload, if !uploaded => { uploaded = true; upload_end(result)?; }
-                result = &mut download => break result.map_err(download_end)?,
-            }
-        };
-        if let Some(status) = trailers.as_ref().and_then(grpc_status) {
-            running.note(|record| record.grpc_status = status);
-        }
-    }
-    // A server may answer before it has the whole request, and still want the rest of it.
-    if !uploaded {
-        // The response is complete: whatever becomes of the rest changes nothing for the client.
-        let _ = upload.await;
-    }
-    Ok(())
+    fields.iter().map(cost).sum()
 }
 
-/// The response, after any interim ones, which are passed on; or that the client does not want it any more.
-fn poll_response(
-    response: &mut ResponseFuture,
-    respond: &mut SendResponse<Bytes>,
-    context: &mut Context<'_>,
-) -> Poll<Result<Response<RecvStream>, Early>> {
-    if respond.poll_reset(context).is_ready() {
-        return Poll::Ready(Err(Early::Cancelled));
-    }
-    while let Poll::Ready(Some(Ok(interim))) = response.poll_informational(context) {
-        if respond.send_informational(interim).is_err() {
-            return Poll::Ready(Err(Early::Cancelled));
-        }
-    }
-    Pin::new(response).poll(context).map_err(|error| match error.reason() {
-        Some(reason) if error.is_reset() => Early::Reset(reason),
-        Some(_) if error.is_go_away() => Early::Reset(Reason::REFUSED_STREAM),
-        _ => Early::Refused(Refusal::BadGateway),
-    })
-}
-
-/// A server that stops an upload says why on its side of the exchange, which is looked at next.
-fn upload_end(result: Result<Option<HeaderMap>, Broken>) -> Result<(), Early> {
-    match result {
-        Ok(_) | Err(Broken::Sink) => Ok(()),
-        Err(Broken::Source(_)) => Err(Early::Cancelled),
-        Err(Broken::Stalled) => Err(Early::Stalled),
-        Err(Broken::Trailers) => Err(Early::Reset(Reason::PROTOCOL_ERROR)),
-    }
-}
-
-fn download_end(broken: Broken) -> Early {
-    match broken {
-        Broken::Source(reason) => Early::Reset(reason.unwrap_or(Reason::INTERNAL_ERROR)),
-        Broken::Sink | Broken::Trailers => Early::Cancelled,
-        Broken::Stalled => Early::Stalled,
-    }
-}
-
-fn grpc_status(fields: &HeaderMap) -> Option<i32> {
-    fields.get("grpc-status")?.to_str().ok()?.parse().ok()
+fn cost_of_uri(uri: &Uri) -> usize {
+    let authority = uri.authority().map_or(0, |authority| authority.as_str().len());
+    let target = uri.path_and_query().map_or(0, |target| target.as_str().len());
+    authority + target + limits::FIELD_COST_BYTES
 }

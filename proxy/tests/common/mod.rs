@@ -3,6 +3,8 @@
 //! Pods live at 127.0.1.x, which a client can bind to; their destination is told to the thread, since nothing steers.
 #![expect(dead_code, reason = "each test file uses its own part")]
 
+pub(crate) mod frames;
+
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -92,7 +94,20 @@ impl Rig {
         timeouts: Timeouts,
         connections: usize,
     ) -> Self {
-        Self::start(listener, server, port, timeouts, connections, Arc::default())
+        let bytes = proxy::limits::BUFFERED_BYTES;
+        Self::start(listener, server, port, timeouts, connections, bytes, Arc::default())
+    }
+
+    /// With so many bytes for what HTTP/2 has in memory; every pod may ask for `path`.
+    pub(crate) fn buffering(server: SocketAddr, bytes: usize, path: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let connections = proxy::limits::CONNECTIONS_PER_THREAD;
+        let mut rig =
+            Self::start(listener, server, 8080, Timeouts::default(), connections, bytes, Arc::default());
+        let mut policy = shop_policy_with(json!([{ "path": path }]));
+        policy["spec"]["ingress"][0]["fromEndpoints"] = json!([{}]);
+        rig.apply(1, Some(policy));
+        rig
     }
 
     /// Another thread for the same listener, with the same snapshot from its start on.
@@ -101,7 +116,8 @@ impl Rig {
         policies.install(self.policies.current().unwrap());
         let listener = self.listener.try_clone().unwrap();
         let connections = proxy::limits::CONNECTIONS_PER_THREAD;
-        Self::start(listener, self.server, self.port, Timeouts::default(), connections, policies)
+        let bytes = proxy::limits::BUFFERED_BYTES;
+        Self::start(listener, self.server, self.port, Timeouts::default(), connections, bytes, policies)
     }
 
     fn start(
@@ -110,6 +126,7 @@ impl Rig {
         port: u16,
         timeouts: Timeouts,
         connections: usize,
+        buffered_bytes: usize,
         policies: Arc<Policies>,
     ) -> Self {
         let counters = Arc::new(Counters::default());
@@ -128,6 +145,7 @@ impl Rig {
             counters: counters.clone(),
             timeouts,
             connections,
+            buffered_bytes,
         };
         let (retire, retired) = watch::channel(false);
         let sources = Arc::new(Mutex::new(Vec::new()));

@@ -1,0 +1,389 @@
+//! What a client or server of HTTP/2 can take of the proxy's time and memory, frame by frame.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use common::frames::{
+    self, ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, PING, PREFACE, Pump,
+    RST_STREAM, SETTINGS, WINDOW_UPDATE, frame, read_frame,
+};
+use common::{Client, FRONTEND, OTHER, Origin, PATIENCE, Rig, shop_policy_with};
+use h2::Reason;
+use proxy::limits::{self, Timeouts};
+use serde_json::json;
+
+fn quick() -> Timeouts {
+    let head = Duration::from_millis(300);
+    Timeouts { head, tick: Duration::from_millis(20), ..Timeouts::default() }
+}
+
+fn open(server: SocketAddr, timeouts: Timeouts) -> Rig {
+    let mut rig = Rig::with(server, 8080, timeouts);
+    rig.apply(2, Some(shop_policy_with(json!([{ "path": "/open.*" }]))));
+    rig
+}
+
+/// A server that does with the first frames of each connection, and then with each head, what the test says.
+fn origin(on_head: impl Fn(&mut common::Peer, u32) + Send + Sync + 'static) -> Origin {
+    Origin::new(move |mut peer| {
+        peer.stream.read_exact(&mut [0; PREFACE.len()]).unwrap();
+        peer.send(frame(SETTINGS, 0, 0, &[]));
+        while let Ok(frame) = read_frame(&mut peer.stream) {
+            match frame.kind {
+                HEADERS => {
+                    peer.note(format!("[head {}]", frame.stream).as_bytes());
+                    on_head(&mut peer, frame.stream);
+                }
+                DATA => peer.note(&frame.payload),
+                SETTINGS if frame.flags & ACK == 0 => peer.send(frames::frame(SETTINGS, ACK, 0, &[])),
+                _ => {}
+            }
+        }
+    })
+}
+
+/// A server that answers each head at once.
+fn polite() -> Origin {
+    origin(|peer, stream| peer.send(frame(HEADERS, END_HEADERS | END_STREAM, stream, frames::OK)))
+}
+
+/// A server whose responses never end.
+fn endless() -> Origin {
+    Origin::new(|mut peer| {
+        peer.stream.read_exact(&mut [0; PREFACE.len()]).unwrap();
+        peer.send(frame(SETTINGS, 0, 0, &[]));
+        let mut pump = Pump::new(peer.stream);
+        pump.share = i64::MAX;
+        pump.run(|stream| frame(HEADERS, END_HEADERS, stream, frames::OK));
+    })
+}
+
+/// With preface and settings sent: those heads that it gets name no others.
+fn client(rig: &Rig) -> Client {
+    client_from(rig, FRONTEND)
+}
+
+fn client_from(rig: &Rig, pod: Ipv4Addr) -> Client {
+    let mut client = rig.client(pod);
+    client.send(PREFACE).send(frames::setting(frames::HEADER_TABLE_SIZE, 0));
+    client
+}
+
+/// The next frame that is of this kind.
+fn next(client: &mut Client, kind: u8) -> Frame {
+    loop {
+        let frame = read_frame(&mut client.0).expect("a frame");
+        if frame.kind == kind {
+            return frame;
+        }
+    }
+}
+
+fn code(frame: &Frame) -> Reason {
+    u32::from_be_bytes(*frame.payload.last_chunk().unwrap()).into()
+}
+
+/// What the head of a response to a stream says, or with what code the stream was reset.
+fn outcome(client: &mut Client, stream: u32) -> Result<Vec<u8>, Reason> {
+    loop {
+        let frame = read_frame(&mut client.0).expect("a frame");
+        match frame.kind {
+            HEADERS if frame.stream == stream => return Ok(frame.payload),
+            RST_STREAM if frame.stream == stream => return Err(code(&frame)),
+            _ => {}
+        }
+    }
+}
+
+fn wait(what: &str, until: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !until() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Whether a head begins with this status: with the index of one that is in the static table, or a literal.
+fn is_status(head: &[u8], status: &str) -> bool {
+    // Says that there is no other table.
+    let head = head.strip_prefix(&[0x20]).unwrap_or(head);
+    let index = ["200", "204", "206", "304", "400", "404", "500"].iter().position(|known| *known == status);
+    match index {
+        Some(index) => head[0] == 0x88 + index as u8,
+        None => head[1..].starts_with(&huffman_digits(status)),
+    }
+}
+
+/// Length and code of three digits: "0", "1", "2" have five bits each (00000, 00001, 00010), "3" to "9" six (011001 on).
+fn huffman_digits(digits: &str) -> Vec<u8> {
+    let (mut bits, mut length) = (0u32, 0);
+    for digit in digits.bytes().map(|byte| u32::from(byte - b'0')) {
+        let (code, width) = if digit < 3 { (digit, 5) } else { (0b01_1001 + digit - 3, 6) };
+        bits = bits << width | code;
+        length += width;
+    }
+    let padding = (8 - length % 8) % 8;
+    bits = bits << padding | ((1 << padding) - 1);
+    let bytes = ((length + padding) / 8) as usize;
+    [&[0x80 | bytes as u8], &bits.to_be_bytes()[4 - bytes..]].concat()
+}
+
+#[test]
+fn a_connection_without_a_request_is_told_to_go_and_closed_cleanly() {
+    let server = polite();
+    let rig = open(server.address, quick());
+    let begun = Instant::now();
+    let mut silent = client(&rig);
+    let mut pinging = client(&rig);
+    let pinger = std::thread::spawn(move || {
+        while pinging.0.write_all(&frame(PING, 0, 0, b"12345678")).is_ok() {
+            assert!(begun.elapsed() < PATIENCE, "pings keep a connection without a request open");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
+    let goaway = next(&mut silent, GOAWAY);
+    assert_eq!(code(&goaway), Reason::NO_ERROR);
+    assert!(begun.elapsed() > Duration::from_millis(200));
+    silent.expect_clean_end();
+    pinger.join().unwrap();
+    assert_eq!(rig.counters.timed_out.get(), 2);
+}
+
+#[test]
+fn after_a_request_a_connection_may_be_idle_for_longer() {
+    let server = polite();
+    let rig = open(server.address, quick());
+    let mut client = client(&rig);
+    for stream in [1, 3] {
+        client.send(frame(HEADERS, END_HEADERS | END_STREAM, stream, &frames::get("/open")));
+        assert!(is_status(&outcome(&mut client, stream).unwrap(), "200"));
+        std::thread::sleep(3 * quick().head);
+    }
+    assert_eq!(rig.counters.timed_out.get(), 0);
+}
+
+#[test]
+fn a_header_block_that_does_not_end_is_cut_off() {
+    let server = origin(|_, _| {});
+    let rig = open(server.address, quick());
+    let drips: [(&str, Vec<u8>, Vec<u8>); 3] = [
+        (
+            "a frame that does not end",
+            frame(HEADERS, END_HEADERS | END_STREAM, 3, &[0; 16_000])[..20].to_vec(),
+            vec![0],
+        ),
+        ("a block that does not end", frame(HEADERS, END_STREAM, 3, &[0x82]), Vec::new()),
+        ("empty continuations", frame(HEADERS, END_STREAM, 3, &[0x82]), frame(CONTINUATION, 0, 3, &[])),
+    ];
+    for (count, (name, first, more)) in drips.into_iter().enumerate() {
+        // A request is under way, so it is not for want of one.
+        let mut client = client(&rig);
+        client.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, &frames::get("/open")));
+        wait("the request", || server.seen().matches("[head 1]").count() == count + 1);
+        client.send(&first);
+        let begun = Instant::now();
+        let mut reader = client.0.try_clone().unwrap();
+        reader.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        let ended = loop {
+            let _ = client.0.write_all(&more);
+            match reader.read(&mut [0; 1024]) {
+                Ok(0) => break "cleanly",
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(_) => break "with a reset",
+            }
+            assert!(begun.elapsed() < PATIENCE, "{name}: still open");
+        };
+        let limit = (Duration::from_millis(200), Duration::from_secs(3));
+        println!("{name}: ended {ended} after {:?}", begun.elapsed());
+        // h2 itself counts continuations, and says so at once.
+        assert!(begun.elapsed() < limit.1 && (begun.elapsed() > limit.0 || !more.is_empty()), "{name}");
+    }
+    assert!(rig.counters.timed_out.get() >= 2);
+}
+
+#[test]
+fn an_upload_whose_frames_arrive_in_parts_is_none_of_these() {
+    let server = origin(|_, _| {});
+    let rig = open(server.address, quick());
+    let mut client = client(&rig);
+    client.send(frame(HEADERS, END_HEADERS, 1, &frames::post("/open")));
+    let mut left_over = Vec::new();
+    for _ in 0..100 {
+        // Each part ends within the head of a frame.
+        left_over.extend(frame(DATA, 0, 1, b"12345"));
+        left_over.extend(&frame(DATA, 0, 1, b"67890"));
+        let later = left_over.split_off(left_over.len() - 11);
+        client.send(&left_over);
+        left_over = later;
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    left_over.extend(frame(DATA, END_STREAM, 1, b"end"));
+    client.send(&left_over);
+    server.wait_for("end");
+    assert_eq!(rig.counters.timed_out.get(), 0);
+}
+
+#[test]
+fn a_client_whose_socket_takes_nothing_is_cut_off() {
+    let server = endless();
+    let rig = open(server.address, Timeouts { stall: Duration::from_millis(500), ..quick() });
+    let mut client = rig.client(FRONTEND);
+    client.send(PREFACE).send(frames::all_windows_open());
+    for stream in 0..limits::H2_STREAMS {
+        client.send(frame(HEADERS, END_HEADERS | END_STREAM, 2 * stream + 1, &frames::get("/open")));
+    }
+    wait("the end", || rig.counters.timed_out.get() > 0);
+    while client.0.read(&mut [0; 65_536]).is_ok_and(|length| length > 0) {}
+    assert_eq!(rig.counters.timed_out.get(), 1, "the connection has ended, not its streams");
+}
+
+#[test]
+fn new_requests_are_refused_when_too_much_is_in_memory() {
+    let server = endless();
+    let rig = Rig::buffering(server.address, 2 * 1024 * 1024, "/open");
+    let get = |stream| frame(HEADERS, END_HEADERS | END_STREAM, stream, &frames::get("/open"));
+    let mut held = Vec::new();
+    let begun = Instant::now();
+    // Each has a stream that it gives no room to.
+    while rig.counters.buffers_full.get() == 0 {
+        let mut client = rig.client(FRONTEND);
+        client.send(PREFACE).send(frames::setting(frames::INITIAL_WINDOW, 0));
+        client.send((0..4).flat_map(|stream| get(2 * stream + 1)).collect::<Vec<_>>());
+        held.push(client);
+        assert!(begun.elapsed() < PATIENCE, "{} connections are not too much", held.len());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // Half of it for one client, and 256 KiB for each.
+    assert!((3..=10).contains(&held.len()), "{}", held.len());
+    let mut late = client(&rig);
+    late.send(get(1));
+    assert_eq!(outcome(&mut late, 1), Err(Reason::REFUSED_STREAM));
+    // Others have room still.
+    let mut other = client_from(&rig, OTHER);
+    other.send(get(1));
+    assert!(is_status(&outcome(&mut other, 1).unwrap(), "200"));
+
+    drop(held);
+    let mut stream = 3;
+    loop {
+        late.send(get(stream));
+        match outcome(&mut late, stream) {
+            Ok(head) => break assert!(is_status(&head, "200")),
+            Err(reason) => assert_eq!(reason, Reason::REFUSED_STREAM),
+        }
+        assert!(begun.elapsed() < 2 * PATIENCE, "the room is never given back");
+        std::thread::sleep(Duration::from_millis(20));
+        stream += 2;
+    }
+}
+
+#[test]
+fn heads_have_limits_too() {
+    let server = origin(|_, _| {});
+    let rig = open(server.address, Timeouts::default());
+    let mut client = client(&rig);
+    let many = [frames::get("/open"), frames::field("x", "y").repeat(limits::HEAD_FIELDS + 1)].concat();
+    client.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, &many));
+    assert!(is_status(&outcome(&mut client, 1).unwrap(), "431"));
+
+    let value = "v".repeat(100);
+    let large = [frames::get("/open"), frames::field("x", &value).repeat(limits::HEAD_FIELDS - 2)].concat();
+    let most = limits::H2_HEADS_BYTES / (limits::HEAD_FIELDS * (limits::FIELD_COST_BYTES + 100));
+    let mut stream = 1;
+    let refused = loop {
+        stream += 2;
+        client.send(frame(HEADERS, END_HEADERS | END_STREAM, stream, &large));
+        assert!(stream < 2 * limits::H2_STREAMS, "all heads are kept");
+        if rig.counters.buffers_full.get() > 0 {
+            break outcome(&mut client, stream);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    assert!(matches!(refused, Err(Reason::REFUSED_STREAM)), "{refused:?}");
+    assert!(stream as usize / 2 <= 2 * most && stream as usize / 2 >= most / 2, "{stream} of {most}");
+}
+
+#[test]
+fn only_so_many_interim_responses_pass() {
+    let early_hints = |count| [0x08, 0x03].into_iter().chain(*b"103").collect::<Vec<u8>>().repeat(count);
+    let server = origin(move |peer, stream| {
+        for _ in 0..1000 {
+            peer.send(frame(HEADERS, END_HEADERS, stream, &early_hints(1)));
+        }
+    });
+    let rig = open(server.address, Timeouts::default());
+    let mut client = client(&rig);
+    client.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, &frames::get("/open")));
+    let mut interim = 0;
+    while !is_status(&outcome(&mut client, 1).unwrap(), "502") {
+        interim += 1;
+    }
+    assert_eq!(interim, limits::H2_INTERIM_RESPONSES);
+}
+
+#[test]
+fn what_a_goaway_promises_is_passed_on_and_nothing_more() {
+    let goaway = |last: u32, reason: Reason| {
+        frame(GOAWAY, 0, 0, &[last.to_be_bytes(), u32::from(reason).to_be_bytes()].concat())
+    };
+    // The stream is above the last that the server has looked at.
+    let server = origin(move |peer, _| peer.send(goaway(0, Reason::NO_ERROR)));
+    let rig = open(server.address, Timeouts::default());
+    let mut one = client(&rig);
+    one.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, &frames::get("/open")));
+    assert_eq!(outcome(&mut one, 1), Err(Reason::REFUSED_STREAM));
+
+    // It is not, and the server is gone without a response.
+    let server = origin(move |peer, stream| {
+        peer.send(goaway(stream, Reason::NO_ERROR));
+        let _ = peer.stream.shutdown(std::net::Shutdown::Both);
+    });
+    let rig = open(server.address, Timeouts::default());
+    let mut two = client(&rig);
+    two.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, &frames::get("/open")));
+    assert!(is_status(&outcome(&mut two, 1).unwrap(), "502"));
+}
+
+/// The proxy finds the server's frames broken, and cannot say so because the server does not read.
+#[test]
+fn a_goaway_of_our_own_promises_nothing() {
+    let server = Origin::new(|mut peer| {
+        peer.stream.read_exact(&mut [0; PREFACE.len()]).unwrap();
+        peer.send(frames::all_windows_open());
+        loop {
+            let frame = read_frame(&mut peer.stream).unwrap();
+            if frame.kind == HEADERS && frame.stream == 3 {
+                break;
+            }
+        }
+        // The request is here. Now nothing more is read, until the proxy has no room to write any more.
+        peer.note(b"both");
+        std::thread::sleep(Duration::from_secs(1));
+        peer.send(frame(WINDOW_UPDATE, 0, 0, &[0; 3]));
+        std::thread::sleep(Duration::from_secs(5));
+    });
+    let rig = open(server.address, Timeouts::default());
+    let mut client = client(&rig);
+    client.send(frame(HEADERS, END_HEADERS, 1, &frames::post("/open")));
+    client.send(frame(HEADERS, END_HEADERS | END_STREAM, 3, &frames::get("/open")));
+    server.wait_for("both");
+    let mut pump = Pump::new(client.0.try_clone().unwrap());
+    pump.share = i64::MAX;
+    pump.open(1);
+    let told = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        pump.run_watching(|frame| {
+            if frame.stream == 3 {
+                let _ = told.0.send((frame.kind, frame.payload.clone()));
+            }
+        });
+    });
+    let (kind, payload) = told.1.recv_timeout(PATIENCE).expect("an answer");
+    assert!(kind == HEADERS && is_status(&payload, "502"), "{kind} {payload:?}");
+}
