@@ -66,6 +66,11 @@ pub fn complete(
     Ok(())
 }
 
+/// Whether the agent has pinned the map that the kernel looks for listeners in.
+pub(crate) fn is_pinned(pin_dir: &Path) -> bool {
+    pin_dir.join(layout::maps::LISTENERS).exists()
+}
+
 /// Names of the listeners that were closed under us (`ss --kill`, say): they would never accept again.
 fn dead(held: &[(String, OwnedFd)]) -> Vec<String> {
     let listens = |socket: &OwnedFd| SockRef::from(socket).is_listener().unwrap_or(false);

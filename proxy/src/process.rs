@@ -3,12 +3,15 @@
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use anyhow::Context;
-use host::master::{Capability, Command, MasterConfig, WorkerSide, run_master};
+use host::master::{Capability, Command, Descriptors, MasterConfig, MasterError, WorkerSide, run_master};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::agent::AgentClient;
@@ -43,8 +46,59 @@ pub fn run_as_master(config: &Config, worker_args: Vec<OsString>) -> anyhow::Res
         worker_capabilities: vec![Capability::NetRaw, Capability::NetBindService],
         drain_limit: config.drain() + DRAIN_GRACE,
     };
-    run_master(master, |held| listener::complete(&config.pin_dir, config.threads, held))?;
-    Ok(())
+    let mut signals = StopSignals::new()?;
+    loop {
+        let open = |held: &mut Descriptors| listener::complete(&config.pin_dir, config.threads, held);
+        match run_master(master.clone(), open) {
+            // A node on which the agent has not run yet. A successor needs no pins: what it gets is in its slots already.
+            Err(MasterError::Open(_)) if !listener::is_pinned(&config.pin_dir) => {}
+            ended => return Ok(ended?),
+        }
+        if !signals.wait_for_pins(&config.pin_dir)? {
+            return Ok(());
+        }
+    }
+}
+
+/// SIGTERM and SIGINT while there is nothing to be master of.
+struct StopSignals {
+    runtime: Runtime,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    fn new() -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (terminate, interrupt) = {
+            let _within = runtime.enter();
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)
+        };
+        Ok(Self { runtime, terminate, interrupt })
+    }
+
+    /// Waits for the agent. False: a signal came.
+    fn wait_for_pins(&mut self, pin_dir: &Path) -> anyhow::Result<bool> {
+        let (pause, limit) = limits::PINS_WAIT;
+        tracing::info!(pin_dir = %pin_dir.display(), "waiting until the agent has pinned the listener map");
+        let pinned = async {
+            while !listener::is_pinned(pin_dir) {
+                tokio::time::sleep(pause).await;
+            }
+        };
+        self.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                _ = self.terminate.recv() => Ok(false),
+                _ = self.interrupt.recv() => Ok(false),
+                pinned = tokio::time::timeout(limit, pinned) => {
+                    pinned.map(|()| true).with_context(|| {
+                        format!("no listener map in {} after {} s: does the agent run?", pin_dir.display(), limit.as_secs())
+                    })
+                }
+            }
+        })
+    }
 }
 
 /// What a worker needs after its own drain limit to say goodbye.

@@ -80,6 +80,15 @@ struct Node {
 
 impl Node {
     fn new(name: &str) -> Option<Self> {
+        let node = Self::without_pins(name)?;
+        node.pin();
+        node.start_proxy();
+        node.steer_to(node.listener_port());
+        Some(node)
+    }
+
+    /// With everything but maps and a proxy.
+    fn without_pins(name: &str) -> Option<Self> {
         let missing = missing();
         if let Some(reason) = missing {
             println!("skipped: {reason}");
@@ -107,12 +116,13 @@ impl Node {
         };
         node.send_snapshot(1, shop_policy());
         node.wire();
-        drop(datapath::Datapath::open(&node.pins).unwrap());
         node.start_agent();
-        node.start_proxy();
-        let port = node.listener_port();
-        node.steer_to(port);
         Some(node)
+    }
+
+    /// What the agent does first.
+    fn pin(&self) {
+        drop(datapath::Datapath::open(&self.pins).unwrap());
     }
 
     fn namespace_name(&self, which: &str) -> String {
@@ -186,6 +196,13 @@ impl Node {
     }
 
     fn start_proxy(&self) {
+        let acks = self.agent.acks.lock().unwrap().len();
+        self.spawn_proxy();
+        // The first says what it starts with, the second that it took what we sent.
+        wait(|| self.agent.acks.lock().unwrap().len() >= acks + 2);
+    }
+
+    fn spawn_proxy(&self) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-proxy"));
         let folder = self.folder.path();
         command
@@ -197,11 +214,12 @@ impl Node {
             .arg("--pin-dir")
             .arg(&self.pins)
             .stdout(Stdio::null());
-        let acks = self.agent.acks.lock().unwrap().len();
         let master = self.namespaces[0].run(|| command.spawn().unwrap()).unwrap();
         self.masters.lock().unwrap().push(master);
-        // The first says what it starts with, the second that it took what we sent.
-        wait(|| self.agent.acks.lock().unwrap().len() >= acks + 2);
+    }
+
+    fn last_master_has_ended(&self) -> Option<std::process::ExitStatus> {
+        self.masters.lock().unwrap().last_mut().unwrap().try_wait().unwrap()
     }
 
     fn send_snapshot(&mut self, number: u64, policy: serde_json::Value) {
@@ -308,6 +326,12 @@ fn wait(mut until: impl FnMut() -> bool) {
     }
 }
 
+fn catches_sigterm(pid: &str) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+    u64::from_str_radix(caught.trim(), 16).unwrap() & (1 << (15 - 1)) != 0
+}
+
 fn kill(pid: u32) {
     assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
 }
@@ -348,6 +372,28 @@ fn the_server_sees_the_clients_own_address_and_port() {
     let mut client = node.client_from(taken.local_addr().unwrap().port()).unwrap();
     let seen: SocketAddr = client.send(GET).response().1.parse().unwrap();
     assert!(seen.ip() == CLIENT && (20_000..30_000).contains(&seen.port()), "{seen}");
+}
+
+#[test]
+fn a_master_that_is_before_the_agent_waits_for_its_pins() {
+    let Some(node) = Node::without_pins("pins") else { return };
+    let _server = node.server();
+    node.spawn_proxy();
+    let pid = node.masters.lock().unwrap()[0].id().to_string();
+    wait(|| catches_sigterm(&pid));
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(node.last_master_has_ended(), None);
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    wait(|| node.last_master_has_ended().is_some_and(|status| status.success()));
+
+    node.spawn_proxy();
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(node.agent.acks.lock().unwrap().is_empty(), "there is a worker without a listener");
+    node.pin();
+    wait(|| node.agent.acks.lock().unwrap().len() >= 2);
+    assert_eq!(node.last_master_has_ended(), None);
+    node.steer_to(node.listener_port());
+    assert!(node.client().send(GET).response().0.starts_with("HTTP/1.1 200 "));
 }
 
 #[test]
