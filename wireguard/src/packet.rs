@@ -16,6 +16,25 @@ pub(crate) fn destination(packet: &[u8]) -> Option<IpAddr> {
     }
 }
 
+/// Messages of WireGuard whose sender gives them an index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The first of a handshake (WireGuard paper, 5.4.2).
+    Initiation,
+    /// The second (5.4.3).
+    Response,
+}
+
+/// Kind of a message of a handshake, and its sender's index; `None` for all others.
+pub(crate) fn kind(message: &[u8]) -> Option<(Kind, u32)> {
+    let kind = match message.first()? {
+        1 => Kind::Initiation,
+        2 => Kind::Response,
+        _ => return None,
+    };
+    Some((kind, u32::from_le_bytes(octets(message, 4)?)))
+}
+
 /// Message counter of a data message (WireGuard paper, 5.4.6).
 pub(crate) fn counter(data_message: &[u8]) -> Option<u64> {
     octets(data_message, 8).map(u64::from_le_bytes)

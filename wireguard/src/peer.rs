@@ -1,5 +1,7 @@
 //! One peer: its sessions (boringtun's `Tunn`), where it is, and when to knock again.
 
+mod slots;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,8 +11,10 @@ use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519::{PublicKey, StaticSecret};
 use ipnet::IpNet;
 
+use crate::packet::{self, Kind};
 use crate::peers::PeerConfig;
 use crate::tunnel::Sink;
+use slots::Slots;
 
 /// Number of a peer: the upper 24 bits of the receiver index of every message to it.
 pub(crate) type PeerId = u32;
@@ -22,6 +26,10 @@ const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
 /// Age at which a session is renewed although nobody uses it. Where there is traffic boringtun does it at 120 s; at 180 s it ends.
 const RENEW_AFTER: Duration = Duration::from_secs(150);
+/// How often a session that this side began is confirmed, one tick after the other. The other side goes on with the session it had
+/// until it hears on the new one, and this side may have lost the old one with its process: boringtun confirms once, and notices a
+/// lost confirmation after 15 s.
+const CONFIRMATIONS: u8 = 2;
 /// Datagrams that one flush may send: boringtun queues at most 256 packets while there is no session.
 const MAX_FLUSH: usize = 256;
 
@@ -29,9 +37,9 @@ pub(crate) struct Peer {
     pub(crate) node: String,
     pub(crate) public_key: PublicKey,
     pub(crate) allowed_ips: Vec<IpNet>,
-    /// As the agent says.
-    configured: SocketAddr,
-    /// Where its last authenticated data came from, or else as configured.
+    /// As the agent says: where handshakes start.
+    pub(crate) configured: SocketAddr,
+    /// Where its last authenticated data or answer came from, or else as configured: where all else goes.
     pub(crate) endpoint: SocketAddr,
     pub(crate) tunn: Tunn,
     pub(crate) received_bytes: u64,
@@ -39,6 +47,10 @@ pub(crate) struct Peer {
     retry: Duration,
     next_attempt: Instant,
     established: bool,
+    doubted: bool,
+    next_doubt: Instant,
+    confirmations: u8,
+    slots: Slots,
 }
 
 impl Peer {
@@ -63,6 +75,10 @@ impl Peer {
             retry: FIRST_RETRY,
             next_attempt: now,
             established: false,
+            doubted: false,
+            next_doubt: now,
+            confirmations: 0,
+            slots: Slots::default(),
         }
     }
 
@@ -102,8 +118,71 @@ impl Peer {
     fn knock(&mut self, now: Instant, scratch: &mut [u8], sink: &mut impl Sink) {
         self.next_attempt = now + self.retry;
         self.retry = (self.retry * 2).min(LONGEST_RETRY);
+        self.initiate(scratch, sink);
+    }
+
+    fn initiate(&mut self, scratch: &mut [u8], sink: &mut impl Sink) {
         if let TunnResult::WriteToNetwork(datagram) = self.tunn.format_handshake_initiation(scratch, true) {
-            sink.to_network(datagram, self.endpoint);
+            self.send(datagram, sink);
+        }
+    }
+
+    /// Sends what boringtun made without being asked by a datagram. A handshake starts where the peer should be: whoever diverted
+    /// its data with one datagram, sent first from elsewhere, does not keep them.
+    pub(crate) fn send(&mut self, datagram: &[u8], sink: &mut impl Sink) {
+        match packet::kind(datagram) {
+            Some((Kind::Initiation, index)) => {
+                self.slots.begun(index);
+                sink.to_network(datagram, self.configured);
+            }
+            _ => sink.to_network(datagram, self.endpoint),
+        }
+    }
+
+    /// Sends what boringtun says to a datagram of the peer.
+    pub(crate) fn answer(&mut self, answer: &[u8], to: SocketAddr, sink: &mut impl Sink) {
+        if let Some((Kind::Response, index)) = packet::kind(answer) {
+            self.slots.answered(index);
+        }
+        sink.to_network(answer, to);
+    }
+
+    /// Whether an initiation of the peer may be answered. One whose session would take the place of the one in use is not, since
+    /// nobody knows yet that the peer takes the answer; instead this side starts a handshake, which ends in the same.
+    pub(crate) fn may_answer(&mut self, scratch: &mut [u8], sink: &mut impl Sink) -> bool {
+        let may = !self.slots.next_is_current();
+        if !may {
+            self.initiate(scratch, sink);
+        }
+        may
+    }
+
+    /// To be called for authentic data on the session `index` of this side.
+    pub(crate) fn heard(&mut self, index: u32, from: SocketAddr) {
+        self.endpoint = from;
+        self.slots.heard(index, || self.tunn.time_since_last_handshake().is_some());
+    }
+
+    /// To be called for an authentic answer to this side's handshake.
+    pub(crate) fn completed(&mut self, index: u32, from: SocketAddr) {
+        self.endpoint = from;
+        self.confirmations = CONFIRMATIONS;
+        self.slots.completed(index, || self.tunn.time_since_last_handshake().is_some());
+    }
+
+    /// To be called for an authentic initiation that is too old: it was sent twice, or the peer lives in the past (it was started
+    /// again, and its clock set back). All that such a peer sends will be refused for as long, so the next tick knocks.
+    pub(crate) fn doubt(&mut self) {
+        self.doubted = true;
+    }
+
+    fn confirm(&mut self, scratch: &mut [u8], sink: &mut impl Sink) {
+        self.confirmations = self.confirmations.saturating_sub(1);
+        // Without a session it would wait for one.
+        if self.last_handshake().is_some()
+            && let TunnResult::WriteToNetwork(datagram) = self.tunn.encapsulate(&[], scratch)
+        {
+            self.send(datagram, sink);
         }
     }
 
@@ -112,19 +191,22 @@ impl Peer {
     /// A peer is never left without a session, used or not: the first packet after an idle hour then needs no handshake, and the age
     /// of the last one tells whether the node can be reached.
     pub(crate) fn tick(&mut self, now: Instant, scratch: &mut [u8], sink: &mut impl Sink) -> bool {
+        self.slots.tick();
         if let TunnResult::WriteToNetwork(datagram) = self.tunn.update_timers(scratch) {
-            sink.to_network(datagram, self.endpoint);
+            self.send(datagram, sink);
+        }
+        if self.confirmations > 0 {
+            self.confirm(scratch, sink);
         }
         let age = self.last_handshake();
         let established = age.is_some();
-        if age.is_some_and(|age| age < RENEW_AFTER) {
+        if std::mem::take(&mut self.doubted) && now >= self.next_doubt {
+            self.next_doubt = now + LONGEST_RETRY;
+            self.start_handshake(now, scratch, sink);
+        } else if age.is_some_and(|age| age < RENEW_AFTER) {
             self.retry = FIRST_RETRY;
             self.next_attempt = now;
         } else if now >= self.next_attempt {
-            if !established {
-                // Where it was last heard it does not answer: back to where it should be.
-                self.endpoint = self.configured;
-            }
             self.knock(now, scratch, sink);
         }
         std::mem::replace(&mut self.established, established) != established
@@ -134,7 +216,7 @@ impl Peer {
     pub(crate) fn flush(&mut self, scratch: &mut [u8], sink: &mut impl Sink) {
         for _ in 0..=MAX_FLUSH {
             match self.tunn.decapsulate(None, &[], scratch) {
-                TunnResult::WriteToNetwork(datagram) => sink.to_network(datagram, self.endpoint),
+                TunnResult::WriteToNetwork(datagram) => self.send(datagram, sink),
                 _ => return,
             }
         }

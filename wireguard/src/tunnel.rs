@@ -2,9 +2,9 @@
 //!
 //! - A packet to an address that is no peer's is dropped and counted; there is no other way out of this module than encrypted.
 //! - A decrypted packet is handed on only if its source address belongs to the peer that sent it (cryptokey routing).
-//! - **Roaming.** Nodes have fixed endpoints, told by the agent. Answers of a handshake go where it came from, but the endpoint
-//!   itself follows authenticated *data* only, so that one captured initiation, sent again from elsewhere, moves nothing. A changed
-//!   configuration overrides what was learned, and so does a peer that stops to answer.
+//! - **Roaming.** Nodes have fixed endpoints, told by the agent, and handshakes start there. Answers of a handshake go where it came
+//!   from; what follows goes where the peer's last answer or data came from. An initiation moves nothing, since a captured one can
+//!   be sent again from elsewhere, and who diverts data with a datagram that he holds back loses them with the next handshake.
 //! - **Under load** (more handshakes than [`HANDSHAKES_PER_SECOND`]) a cookie must prove the sender's address first (paper, 5.3),
 //!   and senders that are no peer's endpoint share [`STRANGERS_PER_SECOND`].
 
@@ -125,9 +125,11 @@ struct Strangers {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Message {
     Initiation,
-    Response,
+    /// With the index of the session on this side.
+    Response(u32),
     Cookie,
-    Data,
+    /// The same.
+    Data(u32),
 }
 
 impl Tunnel {
@@ -211,7 +213,7 @@ impl Tunnel {
             return;
         };
         if let TunnResult::WriteToNetwork(datagram) = peer.tunn.encapsulate(packet, &mut self.scratch) {
-            sink.to_network(datagram, peer.endpoint);
+            peer.send(datagram, sink);
         }
         peer.sent_bytes += packet.len() as u64;
     }
@@ -223,8 +225,11 @@ impl Tunnel {
             self.counters.unknown_peer += 1;
             return;
         };
+        if message == Message::Initiation && !peer.may_answer(&mut self.scratch, sink) {
+            return;
+        }
         match peer.tunn.decapsulate(Some(from.ip()), datagram, &mut self.scratch) {
-            TunnResult::WriteToNetwork(answer) => sink.to_network(answer, from),
+            TunnResult::WriteToNetwork(answer) => peer.answer(answer, from, sink),
             TunnResult::WriteToTunnelV4(packet, source) => {
                 deliver(packet, source.into(), (id, peer), &self.allowed, &mut self.counters, sink);
             }
@@ -234,16 +239,22 @@ impl Tunnel {
             TunnResult::Done => {}
             TunnResult::Err(error) => {
                 self.counters.refuse(&error);
-                return;
+                if matches!(error, WireGuardError::WrongTai64nTimestamp) {
+                    peer.doubt();
+                }
+                // What is no packet was authentic all the same; that it is a message has been seen before.
+                if !matches!(error, WireGuardError::InvalidPacket) {
+                    return;
+                }
             }
         }
-        if message == Message::Data {
-            peer.endpoint = from;
+        match message {
+            // The session is not confirmed yet, and boringtun would answer a flush with an initiation of its own.
+            Message::Initiation | Message::Cookie => return,
+            Message::Response(index) => peer.completed(index, from),
+            Message::Data(index) => peer.heard(index, from),
         }
-        // After an initiation the session is not confirmed yet, and boringtun would answer the flush with an initiation of its own.
-        if matches!(message, Message::Response | Message::Data) {
-            peer.flush(&mut self.scratch, sink);
-        }
+        peer.flush(&mut self.scratch, sink);
     }
 
     /// Runs the timers of all peers; to be called every [`TICK`].
@@ -290,12 +301,14 @@ impl Tunnel {
                 self.counters.unknown_peer += u64::from(id.is_none());
                 Some((Message::Initiation, id?))
             }
-            Ok(Packet::HandshakeResponse(response)) => Some((Message::Response, response.receiver_idx >> 8)),
+            Ok(Packet::HandshakeResponse(response)) => {
+                Some((Message::Response(response.receiver_idx), response.receiver_idx >> 8))
+            }
             Ok(Packet::PacketCookieReply(reply)) => Some((Message::Cookie, reply.receiver_idx >> 8)),
             Ok(Packet::PacketData(data)) => {
                 let fresh = packet::counter(datagram).is_some_and(|counter| counter < REJECT_AFTER_MESSAGES);
                 self.counters.invalid += u64::from(!fresh);
-                fresh.then_some((Message::Data, data.receiver_idx >> 8))
+                fresh.then_some((Message::Data(data.receiver_idx), data.receiver_idx >> 8))
             }
             Err(TunnResult::WriteToNetwork(reply)) => {
                 self.counters.cookies += 1;

@@ -1,165 +1,14 @@
-//! Nodes joined in memory: the protocol without a kernel.
+//! What nodes do for each other, joined in memory.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+mod common;
+
 use std::time::{Duration, Instant};
 
-use boringtun::x25519::{PublicKey, StaticSecret};
-use proptest::prelude::*;
+use common::{Net, Out, endpoint, packet, packet_v6, peer, peer_with_key, public, secret, set};
 use wireguard::peers::{PeerConfig, PeerSet};
-use wireguard::tunnel::{HANDSHAKES_PER_SECOND, STRANGERS_PER_SECOND, Sink, Tunnel};
-
-/// What came out of a tunnel.
-#[derive(Default)]
-struct Out {
-    datagrams: Vec<(Vec<u8>, SocketAddr)>,
-    packets: Vec<Vec<u8>>,
-}
-
-impl Sink for Out {
-    fn to_network(&mut self, datagram: &[u8], to: SocketAddr) {
-        self.datagrams.push((datagram.to_vec(), to));
-    }
-    fn to_host(&mut self, packet: &[u8]) {
-        self.packets.push(packet.to_vec());
-    }
-}
-
-fn secret(seed: u8) -> StaticSecret {
-    StaticSecret::from([seed; 32])
-}
-
-fn public(seed: u8) -> PublicKey {
-    PublicKey::from(&secret(seed))
-}
-
-fn endpoint(node: u8) -> SocketAddr {
-    SocketAddr::from(([192, 0, 2, node], 51820))
-}
-
-/// Node n has key n, endpoint 192.0.2.n, pods 10.n.0.0/16 and address 192.0.2.n.
-fn peer(node: u8) -> PeerConfig {
-    peer_with_key(node, node)
-}
-
-fn peer_with_key(node: u8, key: u8) -> PeerConfig {
-    PeerConfig {
-        node: format!("node-{node}"),
-        public_key: public(key),
-        endpoint: endpoint(node),
-        allowed_ips: vec![
-            format!("10.{node}.0.0/16").parse().unwrap(),
-            format!("192.0.2.{node}/32").parse().unwrap(),
-            format!("fd00:{node}::/32").parse().unwrap(),
-        ],
-    }
-}
-
-fn set(number: u64, peers: Vec<PeerConfig>) -> PeerSet {
-    PeerSet { number, peers, ..PeerSet::default() }
-}
-
-fn packet(source: [u8; 4], destination: [u8; 4], payload: &[u8]) -> Vec<u8> {
-    let mut packet = vec![0; 20];
-    packet[0] = 0x45;
-    packet[2..4].copy_from_slice(&u16::try_from(20 + payload.len()).unwrap().to_be_bytes());
-    packet[8] = 64;
-    packet[9] = 253;
-    packet[12..16].copy_from_slice(&source);
-    packet[16..20].copy_from_slice(&destination);
-    packet.extend_from_slice(payload);
-    packet
-}
-
-fn packet_v6(source: &str, destination: &str) -> Vec<u8> {
-    let octets = |text: &str| text.parse::<std::net::Ipv6Addr>().unwrap().octets();
-    let mut packet = vec![0; 40];
-    packet[0] = 0x60;
-    packet[6] = 59;
-    packet[8..24].copy_from_slice(&octets(source));
-    packet[24..40].copy_from_slice(&octets(destination));
-    packet
-}
-
-/// A network of tunnels, each at its address.
-struct Net {
-    nodes: BTreeMap<SocketAddr, Tunnel>,
-    now: Instant,
-    /// Every datagram that crossed, with its sender.
-    wire: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
-    received: Vec<(SocketAddr, Vec<u8>)>,
-}
-
-impl Net {
-    /// Nodes that all know each other and have spoken.
-    fn of(nodes: &[u8]) -> Self {
-        let mut net =
-            Self { nodes: BTreeMap::new(), now: Instant::now(), wire: Vec::new(), received: Vec::new() };
-        for node in nodes {
-            net.nodes.insert(endpoint(*node), Tunnel::new(secret(*node), net.now));
-        }
-        for node in nodes {
-            net.update(*node, set(1, nodes.iter().filter(|n| *n != node).map(|n| peer(*n)).collect()));
-        }
-        net
-    }
-
-    fn node(&mut self, node: u8) -> &mut Tunnel {
-        self.nodes.get_mut(&endpoint(node)).unwrap()
-    }
-
-    fn update(&mut self, node: u8, peers: PeerSet) {
-        let mut out = Out::default();
-        let now = self.now;
-        self.node(node).update_peers(peers, now, &mut out);
-        self.carry(endpoint(node), out);
-    }
-
-    fn send(&mut self, node: u8, packet: &[u8]) {
-        let mut out = Out::default();
-        self.node(node).encapsulate(packet, &mut out);
-        self.carry(endpoint(node), out);
-    }
-
-    fn tick(&mut self, after: Duration) {
-        self.now += after;
-        for address in self.nodes.keys().copied().collect::<Vec<_>>() {
-            let mut out = Out::default();
-            let now = self.now;
-            self.nodes.get_mut(&address).unwrap().tick(now, &mut out);
-            self.carry(address, out);
-        }
-    }
-
-    /// Delivers until all is quiet. Datagrams to nobody are lost.
-    fn carry(&mut self, from: SocketAddr, out: Out) {
-        self.received.extend(out.packets.into_iter().map(|packet| (from, packet)));
-        for (datagram, to) in out.datagrams {
-            self.wire.push((from, to, datagram.clone()));
-            let mut answer = Out::default();
-            if let Some(node) = self.nodes.get_mut(&to) {
-                node.receive(&datagram, from, &mut answer);
-            }
-            self.carry(to, answer);
-        }
-    }
-
-    fn take_received(&mut self) -> Vec<(SocketAddr, Vec<u8>)> {
-        std::mem::take(&mut self.received)
-    }
-
-    /// Sends one packet and says whether it arrived, whole and once.
-    fn reaches(&mut self, from: u8, to: u8) -> bool {
-        self.take_received();
-        let packet = packet([10, from, 0, 1], [10, to, 0, 1], b"hello");
-        self.send(from, &packet);
-        let received = self.take_received();
-        assert!(received.len() <= 1);
-        received == [(endpoint(to), packet)]
-    }
-}
+use wireguard::tunnel::Tunnel;
 
 #[test]
 fn packets_reach_the_node_of_their_destination_and_none_shows_on_the_wire() {
@@ -221,52 +70,6 @@ fn a_packet_is_cut_to_its_length_and_one_that_does_not_fit_is_refused() {
     }
     assert!(net.take_received().is_empty());
     assert_eq!(net.node(2).counters().refused_packet, 4);
-}
-
-#[test]
-fn a_replayed_datagram_is_refused() {
-    let mut net = Net::of(&[1, 2]);
-    assert!(net.reaches(1, 2));
-    let crossed = net.wire.clone();
-    net.take_received();
-    for (from, to, datagram) in crossed {
-        net.carry(from, Out { datagrams: vec![(datagram, to)], packets: Vec::new() });
-    }
-    assert!(net.take_received().is_empty());
-    assert_eq!(
-        net.node(1).counters().replayed,
-        2,
-        "node 2's initiation, and its confirmation of the session"
-    );
-    assert_eq!(net.node(2).counters().replayed, 1, "the packet");
-    assert!(net.reaches(1, 2) && net.reaches(2, 1));
-}
-
-#[test]
-fn the_endpoint_follows_data_and_not_a_repeated_initiation() {
-    let mut net = Net::of(&[1, 2]);
-    assert!(net.reaches(1, 2));
-    let elsewhere: SocketAddr = "198.51.100.7:4000".parse().unwrap();
-    let there = |net: &mut Net| net.node(2).peers().next().unwrap().endpoint;
-    let initiation =
-        net.wire.iter().find(|(from, _, d)| *from == endpoint(1) && d[0] == 1).unwrap().2.clone();
-    net.node(2).receive(&initiation, elsewhere, &mut Out::default());
-    assert_eq!(there(&mut net), endpoint(1));
-
-    let mut out = Out::default();
-    net.node(1).encapsulate(&packet([10, 1, 0, 1], [10, 2, 0, 1], b"x"), &mut out);
-    let mut forged = out.datagrams[0].0.clone();
-    *forged.last_mut().unwrap() ^= 1;
-    net.node(2).receive(&forged, elsewhere, &mut Out::default());
-    assert_eq!(there(&mut net), endpoint(1), "a forged datagram moves nothing");
-    net.node(2).receive(&out.datagrams[0].0, elsewhere, &mut Out::default());
-    assert_eq!(there(&mut net), elsewhere, "an authentic one does");
-
-    net.update(2, set(2, vec![peer(1)]));
-    assert_eq!(there(&mut net), elsewhere, "nothing new was configured");
-    let moved = PeerConfig { endpoint: "192.0.2.99:51820".parse().unwrap(), ..peer(1) };
-    net.update(2, set(3, vec![moved]));
-    assert_eq!(there(&mut net), "192.0.2.99:51820".parse().unwrap());
 }
 
 #[test]
@@ -411,43 +214,6 @@ fn what_cannot_be_is_refused_with_the_reason_and_changes_nothing_else() {
     assert!(!net.reaches(1, 3), "node 3 was not in the set");
 }
 
-#[test]
-fn under_load_a_cookie_is_asked_for_and_gets_its_owner_in() {
-    let mut net = Net::of(&[1, 2]);
-    let mut client = Tunnel::new(secret(3), net.now);
-    let mut knock = || {
-        let mut out = Out::default();
-        let lost = PeerConfig { endpoint: "203.0.113.1:1".parse().unwrap(), ..peer(1) };
-        client.update_peers(set(1, vec![lost]), net.now, &mut Out::default());
-        client.update_peers(set(1, vec![peer(1)]), net.now, &mut out);
-        out.datagrams.remove(0).0
-    };
-    // Node 1 knows node 3's key, but all these come from elsewhere.
-    let mut knocks: Vec<_> = (0..HANDSHAKES_PER_SECOND + 10).map(|_| knock()).collect();
-    let last = knock();
-    net.update(1, set(2, vec![peer(2), peer(3)]));
-    for initiation in knocks.drain(..) {
-        net.node(1).receive(&initiation, "198.51.100.1:1".parse().unwrap(), &mut Out::default());
-    }
-    let counters = net.node(1).counters();
-    assert!(counters.cookies >= 5, "{counters:?}");
-    let beyond = HANDSHAKES_PER_SECOND - u64::from(STRANGERS_PER_SECOND) - 10;
-    assert!(counters.strangers_limited >= beyond, "{counters:?}");
-
-    // Node 3 itself is asked for a cookie too, and then let in.
-    let mut out = Out::default();
-    net.node(1).receive(&last, endpoint(3), &mut out);
-    assert_eq!(out.datagrams[0].0.len(), 64);
-    let now = net.now;
-    client.receive(&out.datagrams[0].0, endpoint(1), &mut Out::default());
-    net.nodes.insert(endpoint(3), client);
-    let later = now + Duration::from_millis(600);
-    let mut out = Out::default();
-    net.node(3).tick(later, &mut out);
-    net.carry(endpoint(3), out);
-    assert!(net.reaches(3, 1) && net.reaches(1, 3));
-}
-
 /// Ticks in real time, which is boringtun's; `each` is called after each tick.
 fn live(net: &mut Net, time: Duration, mut each: impl FnMut(&mut Net, Duration)) {
     let start = Instant::now();
@@ -499,52 +265,4 @@ fn an_idle_session_never_ends() {
     net.wire.clear();
     assert!(net.reaches(1, 2));
     assert_eq!(net.wire.len(), 1, "no handshake was needed");
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
-
-    /// Whatever arrives, nothing panics, nothing is let through, and the tunnel still works.
-    #[test]
-    fn hostile_datagrams_change_nothing(
-        junk in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..2000), 0..20),
-        mutations in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), any::<u8>(), any::<prop::sample::Index>()), 0..60),
-        from in any::<(u32, u16)>(),
-    ) {
-        let mut net = Net::of(&[1, 2]);
-        prop_assert!(net.reaches(1, 2) && net.reaches(2, 1));
-        let from = SocketAddr::from((IpAddr::from(Ipv4Addr::from(from.0)), from.1));
-        let crossed: Vec<Vec<u8>> = net.wire.iter().map(|(_, _, datagram)| datagram.clone()).collect();
-        let mut out = Out::default();
-        for datagram in &junk {
-            net.node(2).receive(datagram, from, &mut out);
-            let typed = [&[4, 0, 0, 0][..], datagram].concat();
-            net.node(2).receive(&typed, from, &mut out);
-        }
-        for (which, at, value, cut) in &mutations {
-            let mut datagram = which.get(&crossed).clone();
-            let at = at.index(datagram.len());
-            datagram[at] = *value;
-            net.node(2).receive(&datagram, from, &mut out);
-            datagram.truncate(cut.index(datagram.len()));
-            net.node(2).receive(&datagram, from, &mut out);
-        }
-        prop_assert!(out.packets.is_empty());
-        prop_assert!(net.reaches(1, 2) && net.reaches(2, 1));
-    }
-
-    /// Whatever the host sends into the device, nothing panics.
-    #[test]
-    fn any_packet_can_be_sent(packets in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..100), 0..50)) {
-        let mut net = Net::of(&[1, 2]);
-        for mut bytes in packets {
-            net.send(1, &bytes);
-            if bytes.len() >= 20 {
-                bytes[0] = 0x45;
-                bytes[16..20].copy_from_slice(&[10, 2, 0, 1]);
-                net.send(1, &bytes);
-            }
-        }
-        prop_assert!(net.reaches(1, 2));
-    }
 }

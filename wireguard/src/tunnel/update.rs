@@ -68,7 +68,8 @@ impl Tunnel {
         after_step(self);
         self.remove_others(&wanted);
         after_step(self);
-        self.underlay = self.peers.values().map(|peer| peer.endpoint.ip()).collect();
+        let addresses = |peer: &Peer| [peer.configured.ip(), peer.endpoint.ip()];
+        self.underlay = self.peers.values().flat_map(addresses).collect();
         for problem in &self.problems {
             tracing::warn!(problem.location, problem.message, "refused a part of the peer set");
         }
