@@ -46,12 +46,49 @@ async fn publish_all<S: Source>(
     mut waiting: mpsc::Receiver<Announcement>,
     problem: watch::Sender<Option<String>>,
 ) {
-    while let Some(announcement) = waiting.recv().await {
+    'next: while let Some(announcement) = waiting.recv().await {
         while let Err(error) = source.publish(&announcement).await {
             tracing::warn!(%error, ?announcement, "not announced yet");
             problem.send_replace(Some(error.to_string()));
+            // The others must not wait for it for ever. The agent's regular comparison brings it up again.
+            if error.is_final() {
+                continue 'next;
+            }
             tokio::time::sleep(RETRY).await;
         }
         problem.send_replace(None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::{FolderSource, NodeStatus, PodName, PodStatus};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_pod_whose_name_is_too_long_for_a_file_does_not_silence_the_node() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = FolderSource::start(folder.path(), &folder.path().join("record"));
+        let publisher = Publisher::start(Arc::new(source));
+        // Kubernetes takes 253 bytes, and a namespace's name stands in front of them.
+        let pod = PodName::new("default", &"a".repeat(253));
+        let status = PodStatus { addresses: Vec::new(), node: "node-1".into(), uid: String::new() };
+        publisher.announce(Announcement::Pod(pod, status));
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        while publisher.problem().is_none_or(|problem| !problem.contains("too long")) {
+            assert!(tokio::time::Instant::now() < deadline, "{:?}", publisher.problem());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let status = NodeStatus {
+            public_key: "key".into(),
+            endpoint: "172.31.1.2:51820".parse().unwrap(),
+            address: "172.31.1.2".parse().unwrap(),
+            pod_ranges: Vec::new(),
+        };
+        publisher.announce(Announcement::Node("node-1".into(), status));
+        while !folder.path().join("status/nodes/node-1.json").exists() {
+            assert!(tokio::time::Instant::now() < deadline, "{:?}", publisher.problem());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 }

@@ -25,6 +25,8 @@ const RESCAN: Duration = Duration::from_secs(5);
 /// A file that nobody closed is left alone for this long after a change. Writers take milliseconds; what was written
 /// without an event is read after this time.
 const SETTLE: Duration = Duration::from_secs(1);
+/// Longest name of a status file. The kernel takes 255 bytes, and the temporary file beside it has some more than this.
+const MAX_STATUS_NAME: usize = 210;
 /// Room for some hundred events; if it is too small, the kernel keeps the rest for the next read.
 const EVENT_BUFFER: usize = 16 << 10;
 
@@ -168,6 +170,9 @@ fn pod_file(name: &PodName) -> String {
 
 impl FolderSource {
     fn write(&self, folder: &str, name: &str, json: &[u8]) -> Result<(), PublishError> {
+        if name.len() > MAX_STATUS_NAME {
+            return Err(PublishError::TooLong { name: name.to_owned(), limit: MAX_STATUS_NAME });
+        }
         let folder = self.folder.join(folder);
         let failed = |source| PublishError::Folder { path: folder.clone(), source };
         // Not into the empty place of a folder that is not mounted.

@@ -93,6 +93,21 @@ pub enum PublishError {
     /// It could not be put into words.
     #[error("cannot write JSON: {0}")]
     Json(#[from] serde_json::Error),
+    /// No file can have the name that it would need.
+    #[error("{name:?} is too long for the name of a file in a folder of manifests: at most {limit} bytes")]
+    TooLong {
+        /// The file's name.
+        name: String,
+        /// The most that is possible.
+        limit: usize,
+    },
+}
+
+impl PublishError {
+    /// Whether it will not succeed later either.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::TooLong { .. } | Self::Json(_))
+    }
 }
 
 /// Where manifests come from and status goes to. The folder is one; Kubernetes' API server is the next.
