@@ -133,14 +133,6 @@ fn public_key(peer: &api::agent::Peer) -> Result<PublicKey, Problem> {
         let message = format!("{} bytes, a public key has 32", peer.public_key.len());
         Problem::of(&shortened(&peer.node), "publicKey", message)
     })?;
-    // The one point whose shared secret is known to everybody; RFC 7748, section 6.1.
-    if bytes == [0; 32] {
-        return Err(Problem::of(
-            &shortened(&peer.node),
-            "publicKey",
-            "the all-zero key is nobody's".to_owned(),
-        ));
-    }
     Ok(bytes.into())
 }
 
@@ -167,10 +159,9 @@ mod tests {
     #[test]
     fn a_bad_entry_fails_alone_and_says_why() {
         type Change = fn(&mut api::agent::Peer);
-        let cases: [(&str, &str, Change); 10] = [
+        let cases: [(&str, &str, Change); 9] = [
             ("node", "1 to 253", |p| p.node.clear()),
             ("publicKey", "31 bytes", |p| p.public_key.truncate(31)),
-            ("publicKey", "nobody's", |p| p.public_key.fill(0)),
             ("endpoint", "not address:port", |p| p.endpoint = "node-2:51820".to_owned()),
             ("endpoint", "nothing can be sent", |p| p.endpoint = "192.0.2.2:0".to_owned()),
             ("endpoint", "IPv6", |p| p.endpoint = "[2001:db8::1]:51820".to_owned()),

@@ -214,6 +214,30 @@ fn what_cannot_be_is_refused_with_the_reason_and_changes_nothing_else() {
     assert!(!net.reaches(1, 3), "node 3 was not in the set");
 }
 
+#[test]
+fn a_key_whose_secrets_everybody_knows_is_no_key() {
+    let mut net = Net::of(&[1, 2]);
+    // Points of small order: 0, 1, two of order 8, p - 1, p, p + 1.
+    for point in [
+        "0000000000000000000000000000000000000000000000000000000000000000",
+        "0100000000000000000000000000000000000000000000000000000000000000",
+        "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800",
+        "5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157",
+        "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        "edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+    ] {
+        let bytes: Vec<u8> =
+            (0..32).map(|at| u8::from_str_radix(&point[2 * at..2 * at + 2], 16).unwrap()).collect();
+        let bytes: [u8; 32] = bytes.try_into().unwrap();
+        net.update(1, set(2, vec![peer(2), PeerConfig { public_key: bytes.into(), ..peer(3) }]));
+        let [problem] = net.node(1).problems() else { panic!("{point}: {:?}", net.node(1).problems()) };
+        assert_eq!(problem.location, "peer node-3: publicKey");
+        assert_eq!(net.node(1).peers().count(), 1);
+    }
+    assert!(net.reaches(1, 2) && net.reaches(2, 1));
+}
+
 /// Ticks in real time, which is boringtun's; `each` is called after each tick.
 fn live(net: &mut Net, time: Duration, mut each: impl FnMut(&mut Net, Duration)) {
     let start = Instant::now();

@@ -16,6 +16,9 @@ use crate::tunnel::Sink;
 const OWN_KEY: &str =
     "is this node's own: a packet to that peer would come back; give each node its own private key";
 
+/// Why an entry with a point of small order as its key is refused (RFC 7748, section 6.1).
+const NO_SECRET: &str = "is no key: its secret with any other is known to everybody, who could then speak as that node; give it a new private key";
+
 /// A peer's claim to a prefix; the smallest wins.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Claim<'p> {
@@ -96,6 +99,8 @@ impl Tunnel {
                 Some(("publicKey", format!("is also that of {node}: give each node its own private key")))
             } else if !seen.insert(config.public_key) {
                 Some(("publicKey", "is listed twice for this node".to_owned()))
+            } else if !self.shares_a_secret_with(&config.public_key) {
+                Some(("publicKey", NO_SECRET.to_owned()))
             } else if accepted.len() >= MAX_PEERS {
                 Some(("node", format!("is beyond the limit of {MAX_PEERS} peers")))
             } else {
@@ -112,6 +117,11 @@ impl Tunnel {
             }
         }
         set.peers = accepted;
+    }
+
+    fn shares_a_secret_with(&self, key: &PublicKey) -> bool {
+        // Those in force have been asked before.
+        self.by_key.contains_key(key) || self.secret.diffie_hellman(key).was_contributory()
     }
 
     fn add_or_update(&mut self, config: PeerConfig, now: Instant, sink: &mut impl Sink) -> PeerId {

@@ -314,6 +314,39 @@ fn what_the_agent_sends_is_reported_back() {
 }
 
 #[test]
+fn a_worker_that_is_killed_while_peers_change_comes_back_with_the_last_ones() {
+    if skipped() {
+        return;
+    }
+    let lab = Lab::new();
+    let other = |number: u64| Peer {
+        node: format!("node-{}", 100 + number),
+        public_key: vec![u8::try_from(number).unwrap(); 32],
+        endpoint: "172.31.77.200:51820".to_owned(),
+        allowed_ips: vec![format!("10.{}.0.0/16", 100 + number)],
+    };
+    for number in 2..=9 {
+        let worker = lab.one.worker();
+        // From right after the kill before to some time into the change.
+        std::thread::sleep(Duration::from_millis(number * 3));
+        let peers = vec![lab.two.as_peer(), other(number)];
+        lab.one.agent.send(PeerSet { number, peers, no_other_node: false });
+        std::thread::sleep(Duration::from_millis(number % 4));
+        lab.one.kill(worker, Signal::SIGKILL);
+        lab.one.worker_after(worker);
+        let stored = fs::read(lab.one.state("worker/peers.pb")).unwrap();
+        let stored = <PeerSet as prost::Message>::decode(stored.as_slice()).unwrap();
+        assert!(stored.peers.iter().any(|peer| peer.node == "node-2"), "a whole set, old or new");
+    }
+    let worker = lab.one.worker();
+    wait_for("the last set", || {
+        lab.one.agent.reports().pop().filter(|report| report.pid == worker && report.number == 9)
+    });
+    let _echo = Echo::start(&lab.two);
+    wait_for("echo", || lab.one.reaches(lab.two.pod(), 500).then_some(()));
+}
+
+#[test]
 fn the_last_peer_goes_when_the_agent_says_that_there_is_none() {
     if skipped() {
         return;
