@@ -52,6 +52,7 @@ pub struct Device {
 #[derive(Debug, Clone, Copy, Default)]
 struct IoCounters {
     send_failed: u64,
+    held: u64,
     held_overflow: u64,
     host_write_failed: u64,
     receive_failed: u64,
@@ -198,6 +199,7 @@ impl Loop<'_> {
             ("tunnel_strangers_limited", protocol.strangers_limited),
             ("tunnel_cookies", protocol.cookies),
             ("tunnel_send_failed", io.send_failed),
+            ("tunnel_held", io.held),
             ("tunnel_held_overflow", io.held_overflow),
             ("tunnel_host_write_failed", io.host_write_failed),
             ("tunnel_receive_failed", io.receive_failed),
@@ -268,6 +270,7 @@ impl Sink for Wires<'_> {
             }
         }
         if self.held.len() < MAX_HELD {
+            self.counters.held += 1;
             self.held.push_back((datagram.into(), to));
         } else {
             self.counters.held_overflow += 1;
