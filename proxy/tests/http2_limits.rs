@@ -17,9 +17,11 @@ use h2::Reason;
 use proxy::limits::{self, Timeouts};
 use serde_json::json;
 
+/// What a head may take here: a test that keeps to it must do so on a busy machine too.
+const HEAD: Duration = Duration::from_secs(1);
+
 fn quick() -> Timeouts {
-    let head = Duration::from_millis(300);
-    Timeouts { head, tick: Duration::from_millis(20), ..Timeouts::default() }
+    Timeouts { head: HEAD, tick: Duration::from_millis(20), ..Timeouts::default() }
 }
 
 fn open(server: SocketAddr, timeouts: Timeouts) -> Rig {
@@ -148,7 +150,7 @@ fn a_connection_without_a_request_is_told_to_go_and_closed_cleanly() {
     });
     let goaway = next(&mut silent, GOAWAY);
     assert_eq!(code(&goaway), Reason::NO_ERROR);
-    assert!(begun.elapsed() > Duration::from_millis(200));
+    assert!(begun.elapsed() > HEAD / 2);
     silent.expect_clean_end();
     pinger.join().unwrap();
     assert_eq!(rig.counters.timed_out.get(), 2);
@@ -162,7 +164,7 @@ fn after_a_request_a_connection_may_be_idle_for_longer() {
     for stream in [1, 3] {
         client.send(frame(HEADERS, END_HEADERS | END_STREAM, stream, &frames::get("/open")));
         assert!(is_status(&outcome(&mut client, stream).unwrap(), "200"));
-        std::thread::sleep(3 * quick().head);
+        std::thread::sleep(HEAD * 3 / 2);
     }
     assert_eq!(rig.counters.timed_out.get(), 0);
 }
@@ -199,10 +201,9 @@ fn a_header_block_that_does_not_end_is_cut_off() {
             }
             assert!(begun.elapsed() < PATIENCE, "{name}: still open");
         };
-        let limit = (Duration::from_millis(200), Duration::from_secs(3));
         println!("{name}: ended {ended} after {:?}", begun.elapsed());
         // h2 itself counts continuations, and says so at once.
-        assert!(begun.elapsed() < limit.1 && (begun.elapsed() > limit.0 || !more.is_empty()), "{name}");
+        assert!(begun.elapsed() > HEAD / 2 || !more.is_empty(), "{name}");
     }
     assert!(rig.counters.timed_out.get() >= 2);
 }
@@ -214,7 +215,8 @@ fn an_upload_whose_frames_arrive_in_parts_is_none_of_these() {
     let mut client = client(&rig);
     client.send(frame(HEADERS, END_HEADERS, 1, &frames::post("/open")));
     let mut left_over = Vec::new();
-    for _ in 0..100 {
+    let begun = Instant::now();
+    while begun.elapsed() < 2 * HEAD {
         // Each part ends within the head of a frame.
         left_over.extend(frame(DATA, 0, 1, b"12345"));
         left_over.extend(&frame(DATA, 0, 1, b"67890"));
@@ -239,14 +241,18 @@ fn a_client_whose_socket_takes_nothing_is_cut_off() {
         client.send(frame(HEADERS, END_HEADERS | END_STREAM, 2 * stream + 1, &frames::get("/open")));
     }
     wait("the end", || rig.counters.timed_out.get() > 0);
-    while client.0.read(&mut [0; 65_536]).is_ok_and(|length| length > 0) {}
-    assert_eq!(rig.counters.timed_out.get(), 1, "the connection has ended, not its streams");
+    let end = loop {
+        if let Err(error) = client.0.read_exact(&mut [0; 1024]) {
+            break error.kind();
+        }
+    };
+    assert_eq!(end, std::io::ErrorKind::ConnectionReset, "the connection ends, not only streams of it");
 }
 
 #[test]
 fn new_requests_are_refused_when_too_much_is_in_memory() {
     let server = endless();
-    let rig = Rig::buffering(server.address, 2 * 1024 * 1024, "/open");
+    let rig = Rig::buffering(server.address, 8 * 1024 * 1024, "/open");
     let get = |stream| frame(HEADERS, END_HEADERS | END_STREAM, stream, &frames::get("/open"));
     let mut held = Vec::new();
     let begun = Instant::now();
@@ -259,8 +265,8 @@ fn new_requests_are_refused_when_too_much_is_in_memory() {
         assert!(begun.elapsed() < PATIENCE, "{} connections are not too much", held.len());
         std::thread::sleep(Duration::from_millis(20));
     }
-    // Half of it for one client, and 256 KiB for each.
-    assert!((3..=10).contains(&held.len()), "{}", held.len());
+    // Half of it for one client, and a window for each.
+    assert!((5..=40).contains(&held.len()), "{}", held.len());
     let mut late = client(&rig);
     late.send(get(1));
     assert_eq!(outcome(&mut late, 1), Err(Reason::REFUSED_STREAM));
@@ -364,7 +370,15 @@ fn a_goaway_of_our_own_promises_nothing() {
         }
         // The request is here. Now nothing more is read, until the proxy has no room to write any more.
         peer.note(b"both");
-        std::thread::sleep(Duration::from_secs(1));
+        let (mut queue, mut before) = (vec![0; 16 * 1024 * 1024], 0);
+        loop {
+            std::thread::sleep(Duration::from_secs(1));
+            let queued = peer.stream.peek(&mut queue).unwrap();
+            if queued > 1024 && queued == before {
+                break;
+            }
+            before = queued;
+        }
         peer.send(frame(WINDOW_UPDATE, 0, 0, &[0; 3]));
         std::thread::sleep(Duration::from_secs(5));
     });

@@ -16,9 +16,9 @@ use socket2::{Domain, Socket, Type};
 
 const CONNECTIONS: usize = 100;
 const STREAMS: u32 = 128;
-/// kB that a connection with all its streams open may cost: a window of 256 KiB, some 5 for each stream (without optimisation),
+/// kB that a connection with all its streams open may cost: a window of 512 KiB, some 5 for each stream (without optimisation),
 /// and what the allocator leaves over.
-const LIMIT: usize = 1536;
+const LIMIT: usize = 2048;
 
 /// With as little room in the kernel as there can be.
 fn small_socket() -> Socket {
