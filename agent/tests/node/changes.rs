@@ -91,7 +91,7 @@ async fn an_object_that_is_gone_or_broken_takes_nothing_away() {
         let ip = |arguments: &[&str]| node.print("ip", arguments);
         let firewall = node.print("nft", &["list", "ruleset"]);
         [
-            ip(&["route", "show", "table", "all"]),
+            ip(&["-4", "route", "show", "table", "all"]),
             ip(&["rule"]),
             ip(&["-o", "link", "show", "selvage0"]),
             firewall,

@@ -280,6 +280,10 @@ impl Drop for Node {
         for path in self.pods.iter().chain([&self.namespace_path]) {
             let _ = NetNs::delete(path);
         }
+        // A folder that a test put in the place of a pin is none of theirs.
+        for entry in std::fs::read_dir(self.pins.join("links")).into_iter().flatten().flatten() {
+            let _ = std::fs::remove_dir(entry.path());
+        }
         let _ = datapath::remove_pins(&self.pins);
     }
 }
