@@ -198,6 +198,7 @@ impl Loop<'_> {
             ("tunnel_unknown_peer", protocol.unknown_peer),
             ("tunnel_strangers_limited", protocol.strangers_limited),
             ("tunnel_cookies", protocol.cookies),
+            ("tunnel_waiting_overflow", protocol.waiting_overflow),
             ("tunnel_send_failed", io.send_failed),
             ("tunnel_held", io.held),
             ("tunnel_held_overflow", io.held_overflow),

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519::{PublicKey, StaticSecret};
@@ -30,8 +31,8 @@ const RENEW_AFTER: Duration = Duration::from_secs(150);
 /// until it hears on the new one, and this side may have lost the old one with its process: boringtun confirms once, and notices a
 /// lost confirmation after 15 s.
 const CONFIRMATIONS: u8 = 2;
-/// Datagrams that one flush may send: boringtun queues at most 256 packets while there is no session.
-const MAX_FLUSH: usize = 256;
+/// Packets that wait for a session at most: what boringtun queues. Some milliseconds of traffic; a handshake takes one.
+pub(crate) const MAX_WAITING: usize = 256;
 
 pub(crate) struct Peer {
     pub(crate) node: String,
@@ -51,6 +52,14 @@ pub(crate) struct Peer {
     next_doubt: Instant,
     confirmations: u8,
     slots: Slots,
+    pub(crate) waiting: Waiting,
+}
+
+/// What waits for a session.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Waiting {
+    pub(crate) packets: usize,
+    pub(crate) bytes: usize,
 }
 
 impl Peer {
@@ -79,6 +88,7 @@ impl Peer {
             next_doubt: now,
             confirmations: 0,
             slots: Slots::default(),
+            waiting: Waiting::default(),
         }
     }
 
@@ -139,6 +149,20 @@ impl Peer {
         }
     }
 
+    /// Encrypts a packet; without a session it waits for one. Returns the bytes that wait now and did not before.
+    pub(crate) fn encapsulate(&mut self, packet: &[u8], scratch: &mut [u8], sink: &mut impl Sink) -> usize {
+        self.sent_bytes += packet.len() as u64;
+        if let TunnResult::WriteToNetwork(datagram) = self.tunn.encapsulate(packet, scratch) {
+            self.send(datagram, sink);
+            if packet::kind(datagram).is_none() {
+                return 0;
+            }
+        }
+        self.waiting.packets += 1;
+        self.waiting.bytes += packet.len();
+        packet.len()
+    }
+
     /// Sends what boringtun says to a datagram of the peer.
     pub(crate) fn answer(&mut self, answer: &[u8], to: SocketAddr, sink: &mut impl Sink) {
         if let Some((Kind::Response, index)) = packet::kind(answer) {
@@ -186,14 +210,18 @@ impl Peer {
         }
     }
 
-    /// Runs the protocol's timers, and knocks while there is no session or only an old one. Returns whether a session came or went since the last call.
+    /// Runs the protocol's timers, and knocks while there is no session or only an old one. Returns whether a session came or went
+    /// since the last call.
     ///
     /// A peer is never left without a session, used or not: the first packet after an idle hour then needs no handshake, and the age
     /// of the last one tells whether the node can be reached.
     pub(crate) fn tick(&mut self, now: Instant, scratch: &mut [u8], sink: &mut impl Sink) -> bool {
         self.slots.tick();
-        if let TunnResult::WriteToNetwork(datagram) = self.tunn.update_timers(scratch) {
-            self.send(datagram, sink);
+        match self.tunn.update_timers(scratch) {
+            TunnResult::WriteToNetwork(datagram) => self.send(datagram, sink),
+            // A minute and a half without an answer: boringtun drops what waits.
+            TunnResult::Err(WireGuardError::ConnectionExpired) => self.waiting = Waiting::default(),
+            _ => {}
         }
         if self.confirmations > 0 {
             self.confirm(scratch, sink);
@@ -214,7 +242,8 @@ impl Peer {
 
     /// Sends what waited for a session.
     pub(crate) fn flush(&mut self, scratch: &mut [u8], sink: &mut impl Sink) {
-        for _ in 0..=MAX_FLUSH {
+        self.waiting = Waiting::default();
+        for _ in 0..=MAX_WAITING {
             match self.tunn.decapsulate(None, &[], scratch) {
                 TunnResult::WriteToNetwork(datagram) => self.send(datagram, sink),
                 _ => return,

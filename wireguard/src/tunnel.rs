@@ -24,7 +24,7 @@ use boringtun::x25519::{PublicKey, StaticSecret};
 
 use crate::allowed_ips::AllowedIps;
 use crate::packet;
-use crate::peer::{Peer, PeerId};
+use crate::peer::{MAX_WAITING, Peer, PeerId, Waiting};
 use crate::peers::Problem;
 
 /// Largest packet and largest datagram: what the length field of an IP header can say.
@@ -37,6 +37,10 @@ pub const TICK: Duration = Duration::from_millis(250);
 pub const HANDSHAKES_PER_SECOND: u64 = 100;
 /// Initiations a second from addresses where no peer is: enough for a node that has just got another address.
 pub const STRANGERS_PER_SECOND: u32 = 20;
+
+/// Bytes that wait for sessions with all peers: 46 nodes that are down have their whole share of 256 packets, and a node that is cut
+/// off from a thousand does not run out of memory.
+pub const MAX_WAITING_BYTES: usize = 16 << 20;
 
 /// Message counters from here on are refused: `REJECT_AFTER_MESSAGES` of the paper (6.1).
 const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
@@ -74,6 +78,8 @@ pub struct Counters {
     pub strangers_limited: u64,
     /// Cookie replies sent under load.
     pub cookies: u64,
+    /// Packets for a peer without a session that found no place to wait.
+    pub waiting_overflow: u64,
 }
 
 /// A peer, seen from outside.
@@ -113,6 +119,8 @@ pub struct Tunnel {
     problems: Vec<Problem>,
     changed: bool,
     counters: Counters,
+    /// Of all peers; exact again with each tick.
+    waiting_bytes: usize,
     scratch: Box<[u8]>,
 }
 
@@ -153,6 +161,7 @@ impl Tunnel {
             problems: Vec::new(),
             changed: true,
             counters: Counters::default(),
+            waiting_bytes: 0,
             scratch: vec![0; MAX_PACKET + OVERHEAD].into_boxed_slice(),
         }
     }
@@ -201,7 +210,7 @@ impl Tunnel {
     }
 
     /// Encrypts a packet of this host for the peer whose address its destination is. While there is no session with that peer, up to
-    /// 256 packets wait for one.
+    /// 256 packets wait for one, and [`MAX_WAITING_BYTES`] for all peers together (and one packet for each).
     pub fn encapsulate(&mut self, packet: &[u8], sink: &mut impl Sink) {
         let Some(destination) = packet::destination(packet).filter(|_| packet.len() <= MAX_PACKET) else {
             self.counters.not_ip += 1;
@@ -212,10 +221,12 @@ impl Tunnel {
             self.counters.no_peer += 1;
             return;
         };
-        if let TunnResult::WriteToNetwork(datagram) = peer.tunn.encapsulate(packet, &mut self.scratch) {
-            peer.send(datagram, sink);
+        let Waiting { packets, .. } = peer.waiting;
+        if packets >= MAX_WAITING || (packets > 0 && self.waiting_bytes >= MAX_WAITING_BYTES) {
+            self.counters.waiting_overflow += 1;
+            return;
         }
-        peer.sent_bytes += packet.len() as u64;
+        self.waiting_bytes += peer.encapsulate(packet, &mut self.scratch, sink);
     }
 
     /// Takes a datagram in: decrypted packets, answers, and what waited for a session come out.
@@ -263,6 +274,7 @@ impl Tunnel {
         if now.duration_since(self.strangers.since) >= Duration::from_secs(1) {
             self.strangers = Strangers { seen: 0, since: now };
         }
+        self.waiting_bytes = 0;
         for peer in self.peers.values_mut() {
             if peer.tick(now, &mut self.scratch, sink) {
                 self.changed = true;
@@ -272,6 +284,7 @@ impl Tunnel {
                     None => tracing::warn!(%node, %endpoint, "no session"),
                 }
             }
+            self.waiting_bytes += peer.waiting.bytes;
         }
     }
 

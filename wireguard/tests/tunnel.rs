@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::{Net, Out, endpoint, packet, packet_v6, peer, peer_with_key, public, secret, set};
 use wireguard::peers::{PeerConfig, PeerSet};
-use wireguard::tunnel::Tunnel;
+use wireguard::tunnel::{MAX_WAITING_BYTES, Tunnel};
 
 #[test]
 fn packets_reach_the_node_of_their_destination_and_none_shows_on_the_wire() {
@@ -102,6 +102,36 @@ fn packets_wait_for_the_session_and_a_lost_handshake_is_repeated_at_the_next_tic
     let numbers: Vec<u16> =
         net.take_received().iter().map(|(_, p)| u16::from_be_bytes([p[20], p[21]])).collect();
     assert_eq!(numbers, (0..256).collect::<Vec<_>>(), "the first 256, in order");
+    assert_eq!(net.node(1).counters().waiting_overflow, 300 - 256);
+    assert!(net.reaches(1, 2), "nothing waits any more");
+}
+
+#[test]
+fn what_waits_for_many_absent_peers_is_bounded_and_hinders_nobody_else() {
+    let mut net = Net::of(&[1, 2]);
+    let absent = 10..70u8;
+    net.update(1, set(2, absent.clone().chain([2]).map(peer).collect()));
+    let payload = [0; 1380];
+    let mut sent = 0;
+    for round in 0..256 {
+        for node in absent.clone() {
+            net.send(1, &packet([10, 1, 0, 1], [10, node, 0, 1], &payload));
+            sent += 1400;
+        }
+        if round % 100 == 99 {
+            net.tick(Duration::from_millis(250));
+        }
+    }
+    let dropped = net.node(1).counters().waiting_overflow as usize * 1400;
+    assert!((MAX_WAITING_BYTES..MAX_WAITING_BYTES + 1400).contains(&(sent - dropped)), "{sent} {dropped}");
+    assert!(net.reaches(1, 2) && net.reaches(2, 1), "a session does not wait");
+
+    // One of them comes, and gets what waited for it.
+    let now = net.now;
+    net.nodes.insert(endpoint(69), Tunnel::new(secret(69), now));
+    net.update(69, set(1, vec![peer(1)]));
+    assert!(!net.take_received().is_empty());
+    assert!(net.reaches(1, 69) && net.reaches(69, 1));
 }
 
 #[test]
