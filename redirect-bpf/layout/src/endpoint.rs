@@ -22,6 +22,8 @@ pub struct Endpoint {
     pub identity: u32,
     /// Changes whenever its rules, its identity or its attachment do; never reused by another endpoint, never 0.
     pub generation: u32,
+    /// The first generation of this pod: what was judged for an earlier one is of another pod that had the address.
+    pub birth: u32,
     /// The rules in force, [`crate::RuleKey::ruleset`]; swapped whole by writing another number here.
     pub ruleset: u32,
     /// Bits of [`endpoint_flag`].
@@ -36,6 +38,9 @@ pub struct Endpoint {
 pub mod config_flag {
     /// What claims a pod's address and comes in clear over the uplink is dropped.
     pub const ENCRYPTED: u32 = 1;
+    /// A snapshot is being written: identities and rules may be of two. What is denied meanwhile is dropped, and ends
+    /// no live flow.
+    pub const SWAPPING: u32 = 2;
 }
 
 /// What the programs of this node must know.

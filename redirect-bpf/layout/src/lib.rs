@@ -55,7 +55,7 @@ pub mod maps {
     /// `Array<Config>`, one element.
     pub const CONFIG: &str = "CONFIG_1";
     /// `HashMap<Addr, Endpoint>`: the pods of this node.
-    pub const ENDPOINTS: &str = "ENDPOINTS_1";
+    pub const ENDPOINTS: &str = "ENDPOINTS_2";
     /// `HashMap<Addr, u32>`: identity of every known pod and node address, local or remote.
     pub const IDENTITIES: &str = "IDENTITIES_1";
     /// `LpmTrie<RuleKey, RuleValue>`: lowered policy, see [`crate::RuleKey`].

@@ -97,6 +97,8 @@ reasons! {
     Internal = 47, "internal";
     /// Dropped: a SYN to the opener's end of a proxied connection.
     ReverseSyn = 48, "reverse_syn";
+    /// Dropped: a live flow was denied by a mixture of two policies, while one took the other's place.
+    Swapping = 49, "swapping";
 }
 
 impl Reason {

@@ -54,8 +54,8 @@ pub(crate) fn now() -> u64 {
     unsafe { bpf_ktime_get_coarse_ns() }
 }
 
-/// A copy of the entry, unless there is none or it is void: a pod that it was judged for is gone, or a flow of
-/// datagrams was silent for too long. Marks the flow as used.
+/// A copy of the entry, unless there is none or it is void: a pod that it was judged for is gone (another may have its
+/// address), or a flow of datagrams was silent for too long. Marks the flow as used.
 #[inline(always)]
 pub(crate) fn find(place: &Place, ends: &Ends) -> Option<ConnectionEntry> {
     let found = CONNECTIONS.get_ptr_mut(place.key)?;
@@ -63,8 +63,8 @@ pub(crate) fn find(place: &Place, ends: &Ends) -> Option<ConnectionEntry> {
     // which at worst is judged again.
     let entry = unsafe { *found };
     let (a, b) = place.in_order(ends);
-    let a_gone = entry.a_generation != 0 && !a.is_local();
-    let b_gone = entry.b_generation != 0 && !b.is_local();
+    let a_gone = entry.a_generation != 0 && entry.a_generation < a.birth();
+    let b_gone = entry.b_generation != 0 && entry.b_generation < b.birth();
     if a_gone || b_gone {
         return None;
     }

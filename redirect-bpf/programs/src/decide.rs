@@ -9,7 +9,7 @@
 //! 5. No entry: judged; what is allowed gets one.
 
 use aya_ebpf::programs::TcContext;
-use layout::{Config, ConnectionEntry, Reason, direction, event_kind, path, verdict};
+use layout::{Config, ConnectionEntry, Reason, config_flag, direction, event_kind, identity, path, verdict};
 
 use crate::connections::{self, Draft, Place, Standing};
 use crate::ends::Ends;
@@ -63,7 +63,9 @@ pub(crate) fn decide(
         }
         return open(ctx, packet, ends, config, post, &place);
     }
-    if let Some(entry) = connections::find(&place, ends) {
+    if let Some(entry) = connections::find(&place, ends)
+        && !is_translation(&entry, post, &place)
+    {
         return follow(ctx, packet, ends, config, &place, entry);
     }
     if packet.is_tcp() {
@@ -73,6 +75,13 @@ pub(crate) fn decide(
         return restore(ctx, packet, ends, config, post, &place);
     }
     open(ctx, packet, ends, config, post, &place)
+}
+
+/// Whether the entry is that of a flow of which this pod dialled another address, that of a service: then what it sends
+/// to the backend's own is no part of it, and was never judged.
+#[inline(always)]
+fn is_translation(entry: &ConnectionEntry, post: Post, place: &Place) -> bool {
+    post.judges_egress && entry.through_stack != 0 && entry.opened_by_a == place.sender_is_a
 }
 
 /// Whether a packet that this node only steers, and does not judge here, belongs to the proxy.
@@ -171,6 +180,10 @@ fn end(
     place: &Place,
     opened_by_sender: bool,
 ) -> Result<Fate, Reason> {
+    // What both policies allow must not end because a packet met half of each. It is sent again.
+    if config.flags & config_flag::SWAPPING != 0 {
+        return Err(Reason::Swapping);
+    }
     if !packet.is_tcp() {
         connections::remove(place);
         return Err(denied(packet));
@@ -242,6 +255,13 @@ fn restore(
     let sender_has_larger_port = u16::from_be(packet.source_port) > u16::from_be(packet.destination_port);
     let opened_by_sender = match (forward, reply) {
         (verdict::DENY, verdict::DENY) => return Err(Reason::NoEntry),
+        // The world knows this pod as its node and can hardly have opened this. If it did, its next segment says so; till
+        // then a pod that may send nothing must not claim that it answers.
+        (verdict::DENY, verdict::ALLOW)
+            if post.judges_egress && ends.destination.identity == identity::WORLD =>
+        {
+            return Err(denied(packet));
+        }
         (verdict::REDIRECT, _) | (_, verdict::REDIRECT) => {
             take_quota(ctx, post, place)?;
             return end(ctx, packet, ends, config, place, forward == verdict::REDIRECT);

@@ -41,6 +41,15 @@ impl End {
         }
     }
 
+    /// [`Endpoint::birth`], or later than any generation for what is no pod of this node.
+    #[inline(always)]
+    pub(crate) fn birth(&self) -> u32 {
+        match self.endpoint {
+            Some(endpoint) => endpoint.birth,
+            None => u32::MAX,
+        }
+    }
+
     #[inline(always)]
     pub(crate) fn is_local(&self) -> bool {
         self.endpoint.is_some()

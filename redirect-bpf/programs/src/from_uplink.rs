@@ -3,7 +3,7 @@
 
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use layout::Reason;
+use layout::{Reason, identity};
 
 use crate::actions::{self, DROP, NEXT};
 use crate::decide::belongs_to_proxy;
@@ -31,11 +31,16 @@ fn try_from_uplink(ctx: &TcContext, packet: &mut Packet) -> Result<i32, Reason> 
     packet.read_addresses(&frame.ip);
     let config = config()?;
     let ends = Ends::of(packet, config);
-    if is_encrypted(config) && in_pod_network(packet.source, config) {
+    let node_to_pod = ends.source.identity == identity::REMOTE_NODE && ends.destination.is_local();
+    if is_encrypted(config) && (in_pod_network(packet.source, config) || node_to_pod) {
         return Err(Reason::Unencrypted);
     }
     if ends.source.is_local() {
         return Err(Reason::SpoofedSource);
+    }
+    // Nothing of the node's own is the proxy's by entry; most of it is the tunnel's datagrams.
+    if packet.destination == config.node_address.v4_wire() {
+        return Ok(NEXT);
     }
     match packet.read(ctx, ETHERNET, &frame.ip) {
         Err(reason) if ends.destination.is_local() => return Err(reason),

@@ -6,7 +6,7 @@ use layout::{Config, Reason, path};
 
 use crate::connections::{self, Place, Standing};
 use crate::decide::Fate;
-use crate::ends::{End, Ends};
+use crate::ends::{End, Ends, in_pod_network};
 use crate::packet::{ICMP, ICMP_HEADER, IPV4, Packet, SCTP, TCP, UDP};
 use crate::report::count;
 use crate::sockets::{self, Socket, Tuple};
@@ -25,6 +25,10 @@ pub(crate) fn decide_error(
     let quoted = read_quoted(ctx, packet)?;
     // Who is told of an error is who sent the packet.
     if quoted.source != packet.destination {
+        return Err(Reason::IcmpUnrelated);
+    }
+    // A pod is no router: it speaks of what was sent to it, and of nothing else.
+    if in_pod_network(packet.source, config) && quoted.destination != packet.source {
         return Err(Reason::IcmpUnrelated);
     }
     let place = Place::of(&quoted);
@@ -80,8 +84,10 @@ fn read_quoted(ctx: &TcContext, packet: &Packet) -> Result<Packet, Reason> {
             quoted.destination_port = u16::from_ne_bytes([transport[2], transport[3]]);
         }
         ICMP => {
-            quoted.source_port = u16::from_ne_bytes([transport[4], transport[5]]);
-            quoted.destination_port = quoted.source_port;
+            quoted.icmp_type = transport[0];
+            let identifier = u16::from_ne_bytes([transport[4], transport[5]]);
+            (quoted.source_port, quoted.destination_port) =
+                if quoted.is_icmp_reply() { (0, identifier) } else { (identifier, 0) };
         }
         _ => {}
     }

@@ -12,7 +12,7 @@ use layout::{
 pub(crate) static CONFIG: Array<Config> = Array::pinned(1, 0);
 
 // Not preallocated: an element that is removed then stays readable until the packet at hand is done with it.
-#[map(name = "ENDPOINTS_1")]
+#[map(name = "ENDPOINTS_2")]
 pub(crate) static ENDPOINTS: HashMap<Addr, Endpoint> = HashMap::pinned(limits::ENDPOINTS, BPF_F_NO_PREALLOC);
 
 #[map(name = "IDENTITIES_1")]

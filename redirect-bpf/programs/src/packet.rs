@@ -168,8 +168,8 @@ impl Packet {
         self.icmp_code = header[1];
         if self.is_icmp_query() {
             let identifier = u16::from_ne_bytes([header[4], header[5]]);
-            self.source_port = identifier;
-            self.destination_port = identifier;
+            (self.source_port, self.destination_port) =
+                if self.is_icmp_reply() { (0, identifier) } else { (identifier, 0) };
         } else if !self.is_icmp_error() {
             // Redirects, router discovery and the like change a host's routing: never between pods.
             return Err(Reason::IcmpUnrelated);

@@ -3,7 +3,7 @@
 
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use layout::{Reason, event_kind, mark, path};
+use layout::{Reason, event_kind, identity, mark, path};
 
 use crate::actions::{self, DROP, NEXT};
 use crate::connections::{self, Draft, Place};
@@ -34,20 +34,36 @@ fn try_to_pod(ctx: &TcContext, packet: &mut Packet) -> Result<i32, Reason> {
         _ => return Err(Reason::UnsupportedProtocol),
     }
     let mark = skb(ctx).mark & mark::MASK;
-    if mark == mark::FROM_PROXY || mark == mark::JUDGED {
+    if mark == mark::FROM_PROXY {
         count(Reason::ToPodJudged);
         return Ok(NEXT);
     }
     packet.read(ctx, ETHERNET, &frame.ip)?;
     let config = config()?;
-    let ends = Ends::of(packet, config);
+    let mut ends = Ends::of(packet, config);
     if ends.destination.endpoint.is_none_or(|pod| pod.ifindex != skb(ctx).ifindex) {
         return Err(Reason::NoEndpoint);
+    }
+    if mark == mark::JUDGED {
+        count(Reason::ToPodJudged);
+        return Ok(NEXT);
     }
     if skb(ctx).ingress_ifindex == 0 {
         return from_host(ctx, packet, &ends);
     }
+    // Only its own device brings what a pod of this node sent.
+    if ends.source.endpoint.is_some_and(|source| source.ifindex != skb(ctx).ingress_ifindex) {
+        return Err(Reason::SpoofedSource);
+    }
+    let masqueraded = ends.source.identity == identity::HOST;
+    if masqueraded {
+        // Somebody put the node's address in the place of another (a NodePort), and whose is not known.
+        ends.source.identity = identity::UNKNOWN;
+        packet.trail.source_identity = identity::UNKNOWN;
+    }
     match decide(ctx, packet, &ends, config, POST)? {
+        // The proxy would answer the node's address, and nobody would translate that back.
+        Fate::Proxy if masqueraded => Err(Reason::CannotSteer),
         Fate::Proxy => {
             count(Reason::ToPodProxied);
             actions::to_proxy_through_loopback(ctx, config)

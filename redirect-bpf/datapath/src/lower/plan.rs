@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use layout::{ConnectionEntry, Endpoint, RuleKey, endpoint_flag, limits};
+use layout::{Config, ConnectionEntry, Endpoint, RuleKey, config_flag, endpoint_flag, limits};
 use policy::{EndpointPolicy, Ruleset, Snapshot};
 
 use super::origins::Origins;
@@ -94,6 +94,14 @@ impl Plan {
     /// # Errors
     /// The first refusal of the kernel, with the steps before it done: read the maps again with [`Installed::read`].
     pub fn apply(&self, maps: &mut Maps) -> Result<(), Error> {
+        let config = maps.config()?;
+        // Left set by an error, or a death on the way: the mixture stays, until a plan is carried out to its end.
+        maps.set_config(&Config { flags: config.flags | config_flag::SWAPPING, ..config })?;
+        self.write(maps)?;
+        maps.set_config(&Config { flags: config.flags & !config_flag::SWAPPING, ..config })
+    }
+
+    fn write(&self, maps: &mut Maps) -> Result<(), Error> {
         for &address in &self.withdraw {
             maps.remove_identity(address)?;
         }
@@ -184,11 +192,14 @@ impl Installed {
                 plan.no_room.push((pod.address, FullMap::Rules));
             }
             let wanted = wanted(pod, endpoint, ruleset.map(AsRef::as_ref).zip(number));
-            let value = match self.endpoints.get(&pod.address) {
-                Some(old) if (Endpoint { generation: 0, ..*old }) == wanted => *old,
+            let old = self.endpoints.get(&pod.address).filter(|old| old.ifindex == pod.ifindex);
+            let value = match old {
+                Some(old) if (Endpoint { generation: 0, birth: 0, ..*old }) == wanted => *old,
                 _ => {
                     next.last_generation = next.last_generation.wrapping_add(1).max(1);
-                    let value = Endpoint { generation: next.last_generation, ..wanted };
+                    let generation = next.last_generation;
+                    let birth = old.map_or(generation, |old| old.birth);
+                    let value = Endpoint { generation, birth, ..wanted };
                     plan.endpoints.push((pod.address, value));
                     value
                 }
@@ -201,6 +212,9 @@ impl Installed {
         let unused =
             unused.flat_map(|(_, lowered)| lowered.rules.iter().map(|rule| (rule.prefix_len, rule.key)));
         plan.remove = self.foreign.iter().copied().chain(unused).collect();
+        // Any peer before each, wide before narrow: a packet under way that holds the old number finds what is left, which
+        // must never be a wide permission without the narrow refusal above it.
+        plan.remove.sort_unstable_by_key(|(length, key)| (key.ruleset, key.identity, *length));
         let in_use = next.rulesets.values().flat_map(|lowered| lowered.rules.iter().map(|rule| rule.origin));
         origins.forget(&in_use.collect::<HashSet<_>>());
         (plan, next)
@@ -268,7 +282,7 @@ impl Installed {
     }
 }
 
-/// The endpoint's value, without its generation. Closed without a ruleset.
+/// The endpoint's value, without its generations. Closed without a ruleset.
 fn wanted(pod: &Attached, endpoint: Option<&EndpointPolicy>, ruleset: Option<(&Ruleset, u32)>) -> Endpoint {
     let (ingress, egress, number) = match ruleset {
         Some((ruleset, number)) => (ruleset.ingress.enforced, ruleset.egress.enforced, number),
@@ -286,6 +300,7 @@ fn wanted(pod: &Attached, endpoint: Option<&EndpointPolicy>, ruleset: Option<(&R
         ifindex: pod.ifindex,
         identity: endpoint.map_or(policy::identity::UNKNOWN, |endpoint| endpoint.identity),
         generation: 0,
+        birth: 0,
         ruleset: number,
         flags,
         mac: pod.mac,

@@ -193,9 +193,14 @@ impl Bench {
         );
     }
 
+    /// Writes a pod as the planner does: with a new generation, and as another one if the device is.
     pub(crate) fn put(&mut self, address: Ipv4Addr, endpoint: Endpoint) {
         self.next_generation += 1;
-        let endpoint = Endpoint { generation: self.next_generation, ..endpoint };
+        let generation = self.next_generation;
+        let mut known = self.datapath.maps.endpoints().unwrap().into_iter();
+        let known = known.find(|(known, old)| *known == address && old.ifindex == endpoint.ifindex);
+        let birth = known.map_or(generation, |(_, old)| old.birth);
+        let endpoint = Endpoint { generation, birth, ..endpoint };
         self.datapath.maps.put_endpoint(IpAddr::V4(address), &endpoint).unwrap();
     }
 
