@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::identity::IdentityFacts;
 use crate::manifest::{DirectionSpec, PeersSpec, Policy, RuleSpec, Selector};
-use crate::{Direction, IdentityId, Origin, Peers};
+use crate::{Action, Direction, IdentityId, Origin, Peers, identity};
 
 /// Identities and what they stand for.
 pub(super) type AllFacts = BTreeMap<IdentityId, IdentityFacts>;
@@ -59,9 +59,13 @@ impl Index<'_> {
         }
     }
 
-    fn peers(&self, spec: &PeersSpec) -> Peers {
+    fn peers(&self, spec: &PeersSpec, action: Action) -> Peers {
         let PeersSpec::Selected { selectors, reserved, every_pod } = spec else { return Peers::Any };
         let mut identities: BTreeSet<IdentityId> = reserved.iter().copied().collect();
+        // A pod that nobody has announced yet may be one of those that are denied.
+        if action == Action::Deny && !selectors.is_empty() {
+            identities.insert(identity::UNKNOWN);
+        }
         if *every_pod {
             identities.extend(self.facts.keys());
         }
@@ -73,12 +77,8 @@ impl Index<'_> {
 
     fn direction<'a>(&self, policy: &Origin, spec: &'a DirectionSpec) -> ResolvedDirection<'a> {
         let rules = spec.rules.iter().map(|rule| ResolvedRule {
-            origin: Origin {
-                rule: Some(rule.index),
-                deny: rule.action == crate::Action::Deny,
-                ..policy.clone()
-            },
-            peers: self.peers(&rule.peers),
+            origin: Origin { rule: Some(rule.index), deny: rule.action == Action::Deny, ..policy.clone() },
+            peers: self.peers(&rule.peers, rule.action),
             spec: rule,
         });
         let mut rules: Vec<_> = rules.collect();

@@ -33,7 +33,9 @@ impl CiliumPort {
         };
         // Zero is how Go writes "absent".
         let end = self.end_port.filter(|&end| end != 0);
+        // Go's parser, which the manifests were written for, takes no sign.
         let port = match self.port.parse::<u16>() {
+            Ok(_) if self.port.starts_with('+') => return Err(("port", "a number has no sign".into())),
             Ok(0) if end.is_none() => PortName::Numbers { first: 0, last: u16::MAX },
             Ok(0) => return Err(("endPort", "port 0 is every port already: remove `endPort`".into())),
             Ok(first) => PortName::Numbers { first, last: last_port(first, end)? },

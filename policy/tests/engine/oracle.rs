@@ -76,8 +76,16 @@ impl Oracle<'_> {
             let denies = spec[format!("{list}Deny")].as_array().cloned().unwrap_or_default();
             let default_deny = spec["enableDefaultDeny"][list].as_bool();
             isolated |= default_deny.unwrap_or(!rules.is_empty() || !denies.is_empty());
-            denied |= denies.iter().any(|rule| !self.cilium_rule(rule, q, own).is_empty());
-            for http in rules.iter().flat_map(|rule| self.cilium_rule(rule, q, own)) {
+            denied |= denies.iter().any(|rule| {
+                // Who is not known yet may be one of those that are denied.
+                let chosen = rule
+                    [if q.direction == Direction::Ingress { "fromEndpoints" } else { "toEndpoints" }]
+                .as_array();
+                let somebody = chosen.is_some_and(|selectors| !selectors.is_empty());
+                let unclaimed = matches!(q.peer, Peer::Unclaimed) && somebody;
+                !self.cilium_rule(rule, q, own, unclaimed).is_empty()
+            });
+            for http in rules.iter().flat_map(|rule| self.cilium_rule(rule, q, own, false)) {
                 match http {
                     None => allowed = true,
                     Some(matches) => {
@@ -135,7 +143,13 @@ impl Oracle<'_> {
     }
 
     /// One entry for each part that matches the connection: without `http` None, else whether the request matches.
-    fn cilium_rule(&self, rule: &Value, q: &Question<'_>, own: Option<&str>) -> Vec<Option<bool>> {
+    fn cilium_rule(
+        &self,
+        rule: &Value,
+        q: &Question<'_>,
+        own: Option<&str>,
+        whoever: bool,
+    ) -> Vec<Option<bool>> {
         let side = if q.direction == Direction::Ingress { "from" } else { "to" };
         let (endpoints, entities) = (&rule[format!("{side}Endpoints")], &rule[format!("{side}Entities")]);
         let peers_named = endpoints.is_array() || entities.is_array();
@@ -158,7 +172,7 @@ impl Oracle<'_> {
                 _ => false,
             })
         });
-        if peers_named && !by_endpoints && !by_entities {
+        if peers_named && !whoever && !by_endpoints && !by_entities {
             return Vec::new();
         }
         let elements = rule["toPorts"].as_array().cloned().unwrap_or_default();

@@ -72,6 +72,7 @@ fn a_bad_element_fails_alone() {
         (".toPorts[0].ports[0].port", ports(json!({"ports": [{"port": 80}]}))),
         (".toPorts[0].ports[0].port", ports(json!({"ports": [{"port": "65536"}]}))),
         (".toPorts[0].ports[0].port", ports(json!({"ports": [{"port": "-1"}]}))),
+        (".toPorts[0].ports[0].port", ports(json!({"ports": [{"port": "+80"}]}))),
         (".toPorts[0].ports[0].port", ports(json!({"ports": [{"port": ""}]}))),
         (".toPorts[0].ports[0].endPort", ports(json!({"ports": [{"port": "80", "endPort": 79}]}))),
         (".toPorts[0].ports[0].endPort", ports(json!({"ports": [{"port": "80", "endPort": 65536}]}))),
