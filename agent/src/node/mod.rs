@@ -103,6 +103,8 @@ pub struct NodeNetwork {
     pub mtu: u32,
     /// This node's address.
     pub address: IpAddr,
+    /// All addresses that its processes may speak from, sorted; [`Self::look_at_addresses`].
+    pub host_addresses: Vec<IpAddr>,
     /// Where its pods get their addresses from; at least one.
     pub pod_ranges: Vec<IpNet>,
     /// Addresses that pods of this node have outside of its ranges, which were others when they got them.
@@ -131,6 +133,7 @@ impl NodeNetwork {
             tunnel: None,
             mtu,
             address,
+            host_addresses: Vec::new(),
             pod_ranges,
             strays: Vec::new(),
             peers: Vec::new(),

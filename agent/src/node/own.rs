@@ -1,12 +1,13 @@
 //! What this node is: its address, its pods' ranges and its uplink, from its Node object and the devices that are there.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use host::netlink::{Link, Netlink, TABLE_MAIN};
 use ipnet::IpNet;
 use policy::Node;
 
-use super::NodeError;
+use super::{NodeError, NodeNetwork};
 use crate::config::Config;
 use crate::ipam;
 
@@ -14,6 +15,9 @@ use crate::ipam;
 const TUNNEL_OVERHEAD: u32 = 80;
 /// The smallest MTU that IPv6 may have; below it the uplink cannot carry pods.
 const MIN_MTU: u32 = 1280;
+
+/// Device on which kube-proxy in IPVS mode keeps the addresses of all services: no process of the node has them.
+const SERVICE_ADDRESSES: &str = "kube-ipvs0";
 
 /// The device of the underlay.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +55,27 @@ impl Neighbourhood {
     /// where the pods are.
     pub(super) fn next_hop(&self, node: IpAddr) -> Option<IpAddr> {
         if self.on_link.iter().any(|net| net.contains(&node)) { Some(node) } else { self.router }
+    }
+}
+
+impl NodeNetwork {
+    /// Looks which addresses this node has beside that of its Node object: bridges of containers, other networks. Whether
+    /// they are others than at the last look.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub async fn look_at_addresses(&mut self) -> Result<bool, NodeError> {
+        let services = self.netlink.link(SERVICE_ADDRESSES).await?.map(|link| link.index);
+        let found = self.netlink.addresses().await?.into_iter();
+        let own = found.filter(|(device, net)| {
+            let of_pods = self.config.pod_network.contains(&net.addr());
+            Some(*device) != services && net.addr().is_ipv4() && !net.addr().is_loopback() && !of_pods
+        });
+        let own: BTreeSet<IpAddr> = own.map(|(_, net)| net.addr()).collect();
+        let own: Vec<IpAddr> = own.into_iter().collect();
+        let changed = self.host_addresses != own;
+        self.host_addresses = own;
+        Ok(changed)
     }
 }
 

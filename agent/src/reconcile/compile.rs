@@ -22,7 +22,7 @@ impl<S: Source> Reconciler<S> {
             };
         let mut problems = Vec::new();
         let allocations = self.journal.contents().allocations.values();
-        let world = world::build(&self.config, &records, allocations, &mut problems);
+        let world = world::build(&self.config, &records, self.host_addresses(), allocations, &mut problems);
         let compiled = block_in_place(|| policy::compile(&world, &mut self.identities.identities, number));
         let (snapshot, more) = compiled;
         problems.extend(more);
@@ -48,6 +48,10 @@ impl<S: Source> Reconciler<S> {
         self.remember_sent(&snapshot);
         self.snapshots.send_replace(Some(Arc::new(api::policy::Snapshot::from(&*snapshot))));
         self.pending = Some(Pending { snapshot, deadline: Instant::now() + ACK_LIMIT });
+    }
+
+    fn host_addresses(&self) -> &[IpAddr] {
+        self.network.as_ref().map_or(&[], |network| &network.host_addresses)
     }
 
     /// Addresses that are nobody's or somebody else's now lose their identity before anybody is granted anything.

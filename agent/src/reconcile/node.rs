@@ -156,6 +156,10 @@ impl<S: Source> Reconciler<S> {
     /// source changed, so something will be.
     async fn ensure_node(&mut self, network: &mut NodeNetwork, expected: bool) {
         let mut outcome = network.ensure_devices().await;
+        match network.look_at_addresses().await {
+            Ok(changed) => self.dirty |= changed,
+            Err(error) => outcome.failed.push(error.to_string()),
+        }
         let pins = self.pinned_links();
         self.attach_node(network, &mut outcome);
         // What a single pod lacks keeps no other pod from starting.

@@ -14,6 +14,7 @@ use crate::source::{PodName, PodStatus, Records};
 pub(super) fn build<'a>(
     config: &Config,
     records: &Records,
+    host_addresses: &[IpAddr],
     allocations: impl Iterator<Item = &'a Allocation> + Clone,
     problems: &mut Vec<Problem>,
 ) -> World {
@@ -29,9 +30,20 @@ pub(super) fn build<'a>(
         pod_networks: vec![config.pod_network],
         namespaces: records.namespaces.clone(),
         pods: pods.collect(),
-        nodes: records.nodes.values().map(|node| Node::clone(node)).collect(),
+        nodes: records.nodes.values().map(|node| with_all_addresses(node, config, host_addresses)).collect(),
         policies: records.policies.values().map(|policy| (**policy).clone()).collect(),
     }
+}
+
+/// The Node object; for this node with every address that its processes may speak from.
+fn with_all_addresses(node: &Node, config: &Config, host_addresses: &[IpAddr]) -> Node {
+    let mut node = node.clone();
+    if node.name == config.node_name {
+        let more = host_addresses.iter().filter(|address| !node.addresses.contains(address));
+        let more: Vec<IpAddr> = more.copied().collect();
+        node.addresses.extend(more);
+    }
+    node
 }
 
 /// Fills in where a pod is and its addresses.
@@ -140,7 +152,7 @@ mod tests {
 
     fn placed(records: &Records, allocations: &[Allocation]) -> (Vec<(String, Vec<String>)>, usize) {
         let mut problems = Vec::new();
-        let world = build(&config(), records, allocations.iter(), &mut problems);
+        let world = build(&config(), records, &[], allocations.iter(), &mut problems);
         let text = |pod: &Pod| pod.addresses.iter().map(ToString::to_string).collect::<Vec<_>>();
         (world.pods.iter().map(|pod| (pod.node.clone(), text(pod))).collect(), problems.len())
     }

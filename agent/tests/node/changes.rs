@@ -79,6 +79,25 @@ async fn a_new_pod_range_is_for_new_pods_and_the_old_ones_live_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn every_address_of_the_node_is_the_nodes() {
+    if !can_run() {
+        return;
+    }
+    let mut node = Node::new().await;
+    node.start().await;
+    let is_host = |node: &Node, address: &str| {
+        let wanted = (address.parse::<IpAddr>().unwrap(), layout::identity::HOST);
+        node.maps().identities().unwrap().contains(&wanted)
+    };
+    // A bridge of containers, say.
+    node.print("ip", &["link", "add", "br-test", "type", "bridge"]);
+    node.print("ip", &["addr", "add", "172.30.7.1/24", "dev", "br-test"]);
+    eventually("the new address", || is_host(&node, "172.30.7.1")).await;
+    node.print("ip", &["link", "delete", "br-test"]);
+    eventually("it is gone", || !is_host(&node, "172.30.7.1")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_object_that_is_gone_or_broken_takes_nothing_away() {
     if !can_run() {
         return;
