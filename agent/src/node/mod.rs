@@ -204,6 +204,7 @@ fn network_of_a_test(arguments: &[&str], peers: Vec<PeerNode>) -> NodeNetwork {
         mtu: 1420,
         address: IpAddr::from([10, 99, 0, 1]),
         pod_ranges: vec!["10.1.0.0/16".parse().unwrap()],
+        host_addresses: Vec::new(),
         strays: Vec::new(),
         peers,
         firewall: Firewall::default(),
