@@ -19,7 +19,7 @@ use crate::upstream::Connect;
 /// Where the original destination of a connection is not its local address, `destination` tells it (tests).
 ///
 /// # Errors
-/// The runtime or the listener could not be set up.
+/// The runtime or the listener could not be set up, or the listener was closed by somebody else.
 pub fn run<C: Connect>(
     listener: StdListener,
     connector: C,
@@ -31,8 +31,7 @@ pub fn run<C: Connect>(
     let tasks = LocalSet::new();
     runtime.block_on(tasks.run_until(async {
         let slot = Slot { thread: Thread::new(connector, common), destination };
-        slot.serve(TcpListener::from_std(listener)?, retire).await;
-        Ok(())
+        slot.serve(TcpListener::from_std(listener)?, retire).await
     }))
 }
 
@@ -42,7 +41,7 @@ struct Slot<C> {
 }
 
 impl<C: Connect> Slot<C> {
-    async fn serve(&self, listener: TcpListener, mut retire: watch::Receiver<bool>) {
+    async fn serve(&self, listener: TcpListener, mut retire: watch::Receiver<bool>) -> io::Result<()> {
         for watcher in [Watch::Deadlines, Watch::Snapshots] {
             let thread = self.thread.clone();
             spawn_local(async move {
@@ -61,11 +60,15 @@ impl<C: Connect> Slot<C> {
             tokio::select! {
                 biased;
                 () = &mut retired => break,
-                accepted = listener.accept() => self.accepted(accepted).await,
+                accepted = listener.accept() => match accepted {
+                    Err(error) if listens_no_more(&error) => return Err(error),
+                    accepted => self.accepted(accepted).await,
+                },
             }
         }
         self.empty_queue(listener).await;
         self.thread.drain().await;
+        Ok(())
     }
 
     /// A successor accepts from the same queue; what is in it now is served by whoever takes it first. Asks the kernel
@@ -116,6 +119,11 @@ impl<C: Connect> Slot<C> {
 enum Watch {
     Deadlines,
     Snapshots,
+}
+
+/// The listener was closed under us (accept(2)): it never accepts again, and only the master can replace it.
+fn listens_no_more(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidInput
 }
 
 /// The client went away while it was in the queue (accept(2)).

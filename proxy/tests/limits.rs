@@ -35,6 +35,24 @@ fn a_head_that_drips_is_cut_off() {
 }
 
 #[test]
+fn a_listener_that_was_closed_under_it_ends_the_thread() {
+    let origin = Origin::polite();
+    let mut rig = Rig::with(origin.address, 8080, quick());
+    // On a listener the same as what `ss --kill` does to it.
+    socket2::SockRef::from(&rig.listener).shutdown(std::net::Shutdown::Both).unwrap();
+    let thread = rig.thread.take().unwrap();
+    let begun = Instant::now();
+    while !thread.is_finished() {
+        assert!(begun.elapsed() < common::PATIENCE, "it waits for what never comes");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(
+        thread.join().is_err(),
+        "with an error, so that the worker ends and the master replaces the listener"
+    );
+}
+
+#[test]
 fn an_idle_connection_ends_cleanly() {
     let origin = Origin::polite();
     let rig = Rig::with(origin.address, 8080, Timeouts { idle: Duration::from_millis(200), ..quick() });
