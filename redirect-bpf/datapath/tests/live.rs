@@ -186,6 +186,37 @@ fn a_packet_of_the_tunnel_arrives_in_the_pod() {
     assert_eq!(node.bench.counters().get(Reason::FromTunnelDirect), 1);
 }
 
+/// A NodePort as kube-proxy makes it: translated, and masqueraded as the node.
+fn translate_node_port() {
+    let table = format!(
+        "table ip node_port {{ \
+            chain in {{ type nat hook prerouting priority dstnat; \
+                ip daddr {NODE} tcp dport 30080 meta mark set meta mark or 0x4000 dnat to {POD_B}:80; }}; \
+            chain out {{ type nat hook postrouting priority srcnat; meta mark & 0x4000 != 0 masquerade; }}; }}"
+    );
+    assert!(std::process::Command::new("nft").arg(&table).status().unwrap().success());
+}
+
+#[test]
+fn what_is_masqueraded_as_the_node_has_not_the_nodes_rights() {
+    let Some(mut node) = Node::new("v-node-port") else { return };
+    translate_node_port();
+    node.bench.protect_b();
+    let listener = node.listen_in_b(80);
+    let short = Duration::from_millis(500);
+    for from in [&node.a, &node.outside] {
+        assert!(from.run(|| connect((NODE, 30_080), short)).is_err(), "whoever is behind the node's address");
+    }
+    node.bench.allow_into_b(identity::ANY, 80);
+    node.bench.protect_b();
+    for from in [&node.a, &node.outside] {
+        let mut client = from.run(|| connect((NODE, 30_080), WAIT)).unwrap();
+        let (mut server, peer) = accept(&listener);
+        assert_eq!(peer.ip(), NODE);
+        exchange(&mut client, &mut server);
+    }
+}
+
 #[test]
 fn truncated_frames_are_dropped_by_every_program() {
     let Some(node) = Node::new("v-truncated") else { return };
