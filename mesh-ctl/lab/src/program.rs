@@ -10,9 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::LabError;
 use crate::folder::Folder;
-use crate::lab::LabRecord;
 use crate::process::ProcessId;
-use crate::record;
 
 /// Where the programs are, if not beside the running one.
 const BIN_DIR: &str = "SELVAGE_BIN_DIR";
@@ -115,7 +113,12 @@ pub(crate) fn command_in(namespace: &Path, program: impl AsRef<OsStr>) -> Comman
 }
 
 /// The command line of a node's program: where its node keeps what, as far as it needs to know.
-pub(crate) fn program_command(lab: &Folder, node: &str, program: Program) -> Result<Command, LabError> {
+pub(crate) fn program_command(
+    lab: &Folder,
+    node: &str,
+    program: Program,
+    encryption: bool,
+) -> Result<Command, LabError> {
     let mut command = command_in(&lab.node_namespace(node), find(program.name())?);
     command.arg("--state-dir").arg(lab.state(node)).arg("--run-dir").arg(lab.run(node));
     if matches!(program, Program::Agent | Program::Proxy) {
@@ -123,10 +126,7 @@ pub(crate) fn program_command(lab: &Folder, node: &str, program: Program) -> Res
     }
     if program == Program::Agent {
         command.arg("--source-dir").arg(lab.manifests());
-        let record: Option<LabRecord> = record::read(&lab.record())?;
-        if record.is_some_and(|record| !record.encryption) {
-            command.args(["--encryption", "false"]);
-        }
+        command.arg("--encryption").arg(encryption.to_string());
     }
     Ok(command)
 }

@@ -41,7 +41,13 @@ pub(super) async fn keep(lab: Folder, name: String, place: u8, record: LabRecord
             tokio::time::sleep(RETRY).await;
         }
         note(&lab, &name, place, Phase::Running, String::new());
-        join_all(record.programs.iter().map(|program| super::program::keep(&lab, &name, *program))).await;
+        join_all(
+            record
+                .programs
+                .iter()
+                .map(|program| super::program::keep(&lab, &name, *program, record.encryption)),
+        )
+        .await;
         // A node on which nothing runs is a node all the same.
         std::future::pending::<()>().await;
     };

@@ -55,8 +55,8 @@ pub(super) fn spawn(mut command: std::process::Command, log: &Path) -> Result<Ch
 }
 
 /// Keeps a program of a node running, for ever.
-pub(super) async fn keep(lab: &Folder, node: &str, program: Program) {
-    let mut keeper = Keeper { lab, node, program, restarts: 0, last_end: String::new() };
+pub(super) async fn keep(lab: &Folder, node: &str, program: Program, encryption: bool) {
+    let mut keeper = Keeper { lab, node, program, encryption, restarts: 0, last_end: String::new() };
     let mut back_off = BackOff::new();
     loop {
         let started = Instant::now();
@@ -75,13 +75,14 @@ struct Keeper<'a> {
     lab: &'a Folder,
     node: &'a str,
     program: Program,
+    encryption: bool,
     restarts: u32,
     last_end: String,
 }
 
 impl Keeper<'_> {
     fn start(&self) -> Result<Child, LabError> {
-        let command = program_command(self.lab, self.node, self.program)?;
+        let command = program_command(self.lab, self.node, self.program, self.encryption)?;
         let child = spawn(command, &self.lab.program_log(self.node, self.program.name()))?;
         self.note(Some(&child));
         Ok(child)
@@ -129,8 +130,8 @@ impl Keeper<'_> {
     async fn hand_over(&self, predecessor: &mut Child) -> Result<Child, String> {
         let worker = self.program.worker_file().ok_or("it has no worker to hand over to")?;
         let worker = self.lab.run(self.node).join(worker);
-        let command =
-            program_command(self.lab, self.node, self.program).map_err(|error| error.to_string())?;
+        let command = program_command(self.lab, self.node, self.program, self.encryption)
+            .map_err(|error| error.to_string())?;
         let log = self.lab.program_log(self.node, self.program.name());
         let mut successor = spawn(command, &log).map_err(|error| error.to_string())?;
         let started = Instant::now();
