@@ -186,8 +186,10 @@ fn a_packet_of_the_tunnel_arrives_in_the_pod() {
     assert_eq!(node.bench.counters().get(Reason::FromTunnelDirect), 1);
 }
 
-/// A NodePort as kube-proxy makes it: translated, and masqueraded as the node.
-fn translate_node_port() {
+#[test]
+fn what_is_masqueraded_as_the_node_has_not_the_nodes_rights() {
+    let Some(mut node) = Node::new("v-node-port") else { return };
+    // A NodePort as kube-proxy makes it: translated, and masqueraded as the node.
     let table = format!(
         "table ip node_port {{ \
             chain in {{ type nat hook prerouting priority dstnat; \
@@ -195,12 +197,6 @@ fn translate_node_port() {
             chain out {{ type nat hook postrouting priority srcnat; meta mark & 0x4000 != 0 masquerade; }}; }}"
     );
     assert!(std::process::Command::new("nft").arg(&table).status().unwrap().success());
-}
-
-#[test]
-fn what_is_masqueraded_as_the_node_has_not_the_nodes_rights() {
-    let Some(mut node) = Node::new("v-node-port") else { return };
-    translate_node_port();
     node.bench.protect_b();
     let listener = node.listen_in_b(80);
     let short = Duration::from_millis(500);
