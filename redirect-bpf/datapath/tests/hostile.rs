@@ -138,11 +138,15 @@ fn the_entry_of_a_translated_flow_permits_nothing_else() {
 fn a_pod_inherits_no_flow_with_its_address() {
     let Some(mut bench) = bench("h-heir") else { return };
     let (client, server) = ((POD_A, 5_000), (POD_B, 53));
+    let both = |bench: &Bench| {
+        (bench.b_sends(&udp(server, client)).action, bench.b_sends(&tcp(SERVER, CLIENT, ACK)).verdict())
+    };
     assert_eq!(bench.a_sends(&udp(client, server)).action, REDIRECT);
-    assert_eq!(bench.b_sends(&udp(server, client)).action, REDIRECT);
-    // Its rules change: still the same pod, and its flow.
+    assert_eq!(bench.a_sends(&tcp(CLIENT, SERVER, SYN)).action, REDIRECT);
+    assert_eq!(both(&bench), (REDIRECT, (REDIRECT, 0)));
+    // Its rules change: still the same pod, and its flows.
     bench.put_a(endpoint_flag::ENFORCE_INGRESS);
-    assert_eq!(bench.b_sends(&udp(server, client)).action, REDIRECT);
+    assert_eq!(both(&bench), (REDIRECT, (REDIRECT, 0)));
     bench.datapath.maps.remove_endpoint(IpAddr::V4(POD_A)).unwrap();
     let heir = Endpoint {
         ifindex: bench.uplink,
@@ -152,7 +156,15 @@ fn a_pod_inherits_no_flow_with_its_address() {
         ..Endpoint::default()
     };
     bench.put(POD_A, heir);
-    assert_eq!(bench.b_sends(&udp(server, client)).action, DROP, "it never asked");
+    assert_eq!(both(&bench), (DROP, (PASS, TO_PROXY)), "it never asked; the peer is told");
+    // Also where policy would let it go on, or make it anew from either side.
+    let heir = Endpoint { ifindex: bench.device_a, ..heir };
+    for flags in [0, endpoint_flag::ENFORCE_INGRESS] {
+        bench.put_a(0);
+        assert_eq!(bench.a_sends(&tcp(CLIENT, SERVER, SYN)).action, REDIRECT);
+        bench.put(POD_A, Endpoint { ifindex: bench.uplink, flags, ..heir });
+        assert_eq!(bench.b_sends(&tcp(SERVER, CLIENT, ACK)).verdict(), (PASS, TO_PROXY));
+    }
 }
 
 #[test]

@@ -45,6 +45,15 @@ pub(crate) enum Standing {
     Holds,
     /// An end has other rules or another identity now.
     Changed,
+    /// An end is another pod, with the address of the one that it was.
+    Another,
+}
+
+/// Whether the entry was made for a pod that had the address of one of these ends before.
+#[inline(always)]
+fn is_of_another(entry: &ConnectionEntry, a: &End, b: &End) -> bool {
+    (entry.a_generation != 0 && entry.a_generation < a.birth())
+        || (entry.b_generation != 0 && entry.b_generation < b.birth())
 }
 
 /// Nanoseconds of the coarse monotonic clock: a tick is enough for time-outs of minutes, and costs a tenth.
@@ -54,8 +63,8 @@ pub(crate) fn now() -> u64 {
     unsafe { bpf_ktime_get_coarse_ns() }
 }
 
-/// A copy of the entry, unless there is none or it is void: a pod that it was judged for is gone (another may have its
-/// address), or a flow of datagrams was silent for too long. Marks the flow as used.
+/// A copy of the entry, unless there is none or it is void: a pod that it was judged for is gone, or a flow of datagrams
+/// was silent for too long or another pod's. Marks the flow as used.
 #[inline(always)]
 pub(crate) fn find(place: &Place, ends: &Ends) -> Option<ConnectionEntry> {
     let found = CONNECTIONS.get_ptr_mut(place.key)?;
@@ -63,12 +72,15 @@ pub(crate) fn find(place: &Place, ends: &Ends) -> Option<ConnectionEntry> {
     // which at worst is judged again.
     let entry = unsafe { *found };
     let (a, b) = place.in_order(ends);
-    let a_gone = entry.a_generation != 0 && entry.a_generation < a.birth();
-    let b_gone = entry.b_generation != 0 && entry.b_generation < b.birth();
+    let a_gone = entry.a_generation != 0 && !a.is_local();
+    let b_gone = entry.b_generation != 0 && !b.is_local();
     if a_gone || b_gone {
         return None;
     }
     if place.key.protocol != TCP {
+        if is_of_another(&entry, a, b) {
+            return None;
+        }
         let now = now();
         // A later packet of another processor may have stored a later tick.
         if now.saturating_sub(entry.last_seen_ns) > limits::DATAGRAM_IDLE_NS {
@@ -93,7 +105,13 @@ pub(crate) fn standing(entry: &ConnectionEntry, place: &Place, ends: &Ends) -> S
     let (a, b) = place.in_order(ends);
     let generations = entry.a_generation == a.generation() && entry.b_generation == b.generation();
     let identities = entry.a_identity == a.identity && entry.b_identity == b.identity;
-    if generations && identities { Standing::Holds } else { Standing::Changed }
+    if generations && identities {
+        Standing::Holds
+    } else if is_of_another(entry, a, b) {
+        Standing::Another
+    } else {
+        Standing::Changed
+    }
 }
 
 /// What an entry is made of beside the ends.

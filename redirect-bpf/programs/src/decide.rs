@@ -3,7 +3,7 @@
 //! 0. A pure SYN follows no entry: a live socket for it takes it, else it is judged anew.
 //! 1. A proxied entry that still holds: to the proxy.
 //! 2. A direct entry that still holds: pass.
-//! 3. An entry whose ends changed: judged again, in the direction it was opened in. A direct flow that is not allowed
+//! 3. An entry whose ends changed: reset if one is another pod now, else judged again, in the direction it was opened in. A direct flow that is not allowed
 //!    directly any more is reset. A proxied one that is denied is the proxy's to end, but no data reaches it any more.
 //! 4. TCP without an entry: a socket that is no listener takes it.
 //! 5. No entry: judged; what is allowed gets one.
@@ -134,7 +134,12 @@ fn follow(
     }
     let proxied = entry.path == path::PROXIED;
     let opened_by_sender = entry.opened_by_a == place.sender_is_a;
-    if let Standing::Changed = connections::standing(&entry, place, ends) {
+    let standing = connections::standing(&entry, place, ends);
+    if matches!(standing, Standing::Another) && !proxied {
+        // Whatever policy says: the new pod knows nothing of it.
+        return end(ctx, packet, ends, config, place, opened_by_sender);
+    }
+    if !matches!(standing, Standing::Holds) {
         let through_stack = entry.through_stack != 0;
         let verdict = {
             let opening = if opened_by_sender {

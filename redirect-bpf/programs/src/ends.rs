@@ -41,12 +41,12 @@ impl End {
         }
     }
 
-    /// [`Endpoint::birth`], or later than any generation for what is no pod of this node.
+    /// [`Endpoint::birth`], or 0 for what is no pod of this node.
     #[inline(always)]
     pub(crate) fn birth(&self) -> u32 {
         match self.endpoint {
             Some(endpoint) => endpoint.birth,
-            None => u32::MAX,
+            None => 0,
         }
     }
 

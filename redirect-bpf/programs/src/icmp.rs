@@ -42,7 +42,7 @@ pub(crate) fn decide_error(
     }
     // What changed is judged when the flow itself sends again; the error comes again too, then.
     match connections::standing(&entry, &place, &ends) {
-        Standing::Changed => Err(Reason::IcmpUnrelated),
+        Standing::Changed | Standing::Another => Err(Reason::IcmpUnrelated),
         // The one told is the sender of the quoted packet: a translated flow's opener is told through the stack.
         Standing::Holds if entry.through_stack != 0 && entry.opened_by_a == place.sender_is_a => {
             Ok(Fate::Stack)
