@@ -102,7 +102,12 @@ impl Loaded<'_> {
             Err(error) => return Err(failed("open")(error)),
         };
         let info = sys::link_info(&link).map_err(failed("describe"))?;
-        if Some((info.kind, info.target)) != self.target(attachment) {
+        let target = self.target(attachment);
+        // It lives, but its device is not in this network namespace: this process is in a wrong one.
+        if target.is_none() && info.target != 0 {
+            return Ok(false);
+        }
+        if Some((info.kind, info.target)) != target {
             pins::detach(&path)?;
             return Ok(false);
         }

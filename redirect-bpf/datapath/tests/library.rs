@@ -259,3 +259,19 @@ fn events_beyond_the_ring_are_counted_as_lost() {
     assert!((90..=110).contains(&lost), "{lost}");
     assert_eq!(bench.events().len() as u64 + lost, fits as u64 + 100);
 }
+
+#[test]
+fn a_process_in_another_network_namespace_detaches_nothing() {
+    let Some(mut bench) = bench("l-netns") else { return };
+    bench.datapath.attach_pod("veth-a").unwrap();
+    let attached = bench.datapath.attachments().unwrap();
+    assert_eq!(attached.len(), 2);
+    let pin_dir = bench.pin_dir.clone();
+    let elsewhere = std::thread::spawn(move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        let mut datapath = Datapath::open(&pin_dir).unwrap();
+        assert_eq!(datapath.adopt().unwrap(), []);
+        datapath.attachments().unwrap()
+    });
+    assert_eq!(elsewhere.join().unwrap(), attached);
+}
