@@ -79,10 +79,10 @@ impl Journal {
         &self.clock
     }
 
-    /// Addresses that are free, and when each was given back, in milliseconds of [`Clock::now_ms`]; none: before the
-    /// machine started, which no connection survived.
+    /// Addresses that are free, and when each was given back, in milliseconds of [`Clock::now_ms`]. Before the machine
+    /// started is as it started: other nodes remember connections for a while.
     pub fn released(&self) -> impl Iterator<Item = (IpAddr, Option<u64>)> {
-        self.contents.released.iter().map(|(&address, at)| (address, self.clock.in_this_boot(at)))
+        self.contents.released.iter().map(|(&address, at)| (address, self.clock.in_this_boot(at).or(Some(0))))
     }
 
     /// What it says.
@@ -249,7 +249,7 @@ mod tests {
         let (journal, _) = Journal::open_at(&path, Clock::of_boot("the next")).unwrap();
         assert_eq!(
             journal.released().collect::<Vec<_>>(),
-            [(ip("10.1.0.2"), None)],
+            [(ip("10.1.0.2"), Some(0))],
             "after one of the machine"
         );
     }

@@ -117,12 +117,14 @@ impl NodeNetwork {
     /// Makes what is missing, then removes what is not wanted: a way that is replaced is never gone in between.
     async fn ensure_routes(&self, pods: &[PodLink], outcome: &mut Outcome) -> Result<(), NetlinkError> {
         let (wanted, actual) = (self.wanted_routes(pods), self.netlink.all_routes().await?);
-        for route in wanted.iter().filter(|route| !actual.contains(route)) {
+        let (is_wanted, is_there): (HashSet<&Route>, HashSet<&Route>) =
+            (wanted.iter().collect(), actual.iter().collect());
+        for route in wanted.iter().filter(|route| !is_there.contains(route)) {
             let made = self.netlink.ensure_route(route).await;
             let is_to_pod = pods.iter().any(|pod| Some(pod.index) == route.device);
             outcome.note(route, if is_to_pod { unless_gone(made) } else { made.map(|()| true) });
         }
-        let stale = actual.iter().filter(|route| is_ours(route) && !wanted.contains(route));
+        let stale = actual.iter().filter(|route| is_ours(route) && !is_wanted.contains(route));
         let stale: Vec<&Route> = stale.collect();
         if stale.is_empty() {
             return Ok(());

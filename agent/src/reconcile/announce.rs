@@ -64,10 +64,14 @@ impl<S: Source> Reconciler<S> {
         true
     }
 
-    /// Repairs what is announced of this node's pods, if it differs from the journal: an announcement was lost.
+    /// Repairs what is announced of this node and its pods, if it differs from what they are: an announcement was lost.
     pub(super) fn compare_announcements(&self) {
         let Some(records) = &self.records else { return };
         let node = &self.config.node_name;
+        if let Some(status) = self.announced.as_ref().filter(|own| records.node_status.get(node) != Some(own))
+        {
+            self.publisher.announce(Announcement::Node(node.clone(), status.clone()));
+        }
         let own = of_pods(node, self.journal.contents().allocations.values());
         for announcement in repairs(node, records, own) {
             self.publisher.announce(announcement);

@@ -255,8 +255,11 @@ impl<S: Source> Reconciler<S> {
         let Some(records) = records else { return };
         self.known_nodes.learn(&records);
         self.records = Some(records);
-        // What is new may be what was missing.
-        self.keeping.retry_at = self.keeping.retry_at.map(|_| Instant::now());
+        // What is new may be what was missing. Once there is a network, only a change of this node's own object is, and that is
+        // followed at once: other nodes announce something all the time.
+        if self.network.is_none() {
+            self.keeping.retry_at = None;
+        }
         self.dirty = true;
     }
 

@@ -90,7 +90,7 @@ impl<S: Source> Reconciler<S> {
         let is_new = look || object != self.keeping.object.as_ref();
         let moved = is_new && self.follow(&mut network, object).await;
         let mut problems: Vec<Problem> = self.keeping.object_problem.iter().cloned().collect();
-        let (routes, peers) = peers::build(&self.config, &records, self.known_nodes.status(), &mut problems);
+        let (routes, peers) = peers::build(&self.config, &records, &self.known_nodes, &mut problems);
         let strays = self.strays(&network, &mut problems);
         let changed = network.set_neighbourhood(routes, strays) || moved;
         if look || changed {

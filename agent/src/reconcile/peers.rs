@@ -1,6 +1,5 @@
 //! Other nodes: what the tunnel is told of them, and what routes are made to them.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use api::agent::Peer;
@@ -10,8 +9,9 @@ use ipnet::IpNet;
 use policy::{Node, Problem};
 
 use crate::config::Config;
+use crate::known_nodes::KnownNodes;
 use crate::node::PeerNode;
-use crate::source::{NodeStatus, Records};
+use crate::source::Records;
 
 /// Bytes of a WireGuard public key.
 const KEY_BYTES: usize = 32;
@@ -22,28 +22,45 @@ const KEY_BYTES: usize = 32;
 pub(super) fn build(
     config: &Config,
     records: &Records,
-    known: &BTreeMap<String, NodeStatus>,
+    known: &KnownNodes,
     problems: &mut Vec<Problem>,
 ) -> (Vec<PeerNode>, Vec<Peer>) {
     let (mut routes, mut peers) = (Vec::new(), Vec::new());
     for (name, node) in records.nodes.iter().filter(|(name, _)| **name != config.node_name) {
         let pod_ranges = within_network(config, node, problems);
-        let peer = known.get(name).and_then(|status| match decode_key(&status.public_key) {
+        let addresses = addresses_of(node, known, problems);
+        let peer = known.status().get(name).and_then(|status| match decode_key(&status.public_key) {
             Ok(public_key) => Some(Peer {
                 node: name.clone(),
                 public_key,
                 endpoint: status.endpoint.to_string(),
-                allowed_ips: allowed_ips(&pod_ranges, &node.addresses),
+                allowed_ips: allowed_ips(&pod_ranges, &addresses),
             }),
             Err(message) => {
                 problems.push(Problem { location: format!("announced key of Node {name}"), message });
                 None
             }
         });
-        routes.push(PeerNode { addresses: node.addresses.clone(), pod_ranges, reachable: peer.is_some() });
+        routes.push(PeerNode { addresses, pod_ranges, reachable: peer.is_some() });
         peers.extend(peer);
     }
     (routes, peers)
+}
+
+/// Those of the Node object. One that has lost them keeps those that it had.
+fn addresses_of(node: &Node, known: &KnownNodes, problems: &mut Vec<Problem>) -> Vec<IpAddr> {
+    if !node.addresses.is_empty() {
+        return node.addresses.clone();
+    }
+    let last = known.addresses().get(&node.name).cloned().unwrap_or_default();
+    problems.push(Problem {
+        location: format!("Node {}", node.name),
+        message: match last.as_slice() {
+            [] => "status.addresses: an InternalIP is needed; until then it cannot be reached".to_owned(),
+            last => format!("status.addresses: an InternalIP is needed; {last:?} of before stays in force"),
+        },
+    });
+    last
 }
 
 /// Whether this node is the only one. A source that does not name this node itself, or that could not be read in part, does not say so.
@@ -91,6 +108,7 @@ mod tests {
 
     use super::*;
     use crate::config::Cli;
+    use crate::source::NodeStatus;
 
     #[test]
     fn a_node_without_a_key_is_no_peer_and_not_reachable() {
@@ -110,15 +128,19 @@ mod tests {
             pod_ranges: vec!["0.0.0.0/0".parse().unwrap()],
         };
         let good = encode_key(&[7; 32]).unwrap();
-        let known = [
+        records.node_status = [
             ("node-1".to_owned(), status(1, &good)),
             ("node-2".to_owned(), status(2, &good)),
             ("node-3".to_owned(), status(3, "c2hvcnQ=")),
             ("node-9".to_owned(), status(9, &good)),
-        ];
+        ]
+        .into();
+        let folder = tempfile::tempdir().unwrap();
+        let mut known = KnownNodes::open(&folder.path().join("nodes.json"));
+        known.learn(&records);
         let mut problems = Vec::new();
         let config = Config::load(&Cli::parse_from(["mesh-agent", "--node-name", "node-1"])).unwrap();
-        let (routes, peers) = build(&config, &records, &known.into(), &mut problems);
+        let (routes, peers) = build(&config, &records, &known, &mut problems);
         let ranges: Vec<_> = routes.iter().map(|route| route.pod_ranges.len()).collect();
         assert_eq!(ranges, [1, 1, 1], "not what lies outside of the pod network");
         assert_eq!(routes.iter().map(|route| route.reachable).collect::<Vec<_>>(), [true, false, false]);
@@ -126,6 +148,16 @@ mod tests {
         assert_eq!((peer.node.as_str(), peer.endpoint.as_str()), ("node-2", "172.31.2.2:51820"));
         assert_eq!(peer.allowed_ips, ["10.2.0.0/16", "172.31.2.2/32"], "not what it says of itself");
         assert_eq!(problems.len(), 4);
+
+        // Its object loses its address: the way stays, and with it the ban on any other.
+        let mut broken = Node::clone(&records.nodes["node-2"]);
+        broken.addresses.clear();
+        records.nodes.insert(broken.name.clone(), Arc::new(broken));
+        known.learn(&records);
+        let before = (routes, peers);
+        let mut problems = Vec::new();
+        assert_eq!(build(&config, &records, &known, &mut problems), before);
+        assert!(problems.iter().any(|problem| problem.message.contains("status.addresses")), "{problems:?}");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use policy::Problem;
 
@@ -26,6 +26,8 @@ pub(super) struct Kept<T> {
     pub(super) content: Option<T>,
     /// Why the newest version is not taken.
     pub(super) error: Option<String>,
+    /// Since when it is not there.
+    missing_since: Option<Instant>,
 }
 
 /// The files of one folder, by name.
@@ -35,7 +37,7 @@ pub(super) struct Files<T> {
     pub(super) files: BTreeMap<String, Kept<T>>,
     /// Files of the last listing with other suffixes.
     ignored: BTreeSet<String>,
-    /// The last reading left files alone that had just changed.
+    /// The last reading left files alone that had just changed or vanished.
     pub(super) unsettled: bool,
 }
 
@@ -91,17 +93,26 @@ impl<T> Files<T> {
         Ok(listing)
     }
 
-    /// Takes over a listing, and reads what is new in it.
+    /// Takes over a listing, and reads what is new in it. A file that vanished less than `absence` ago says what it said.
     pub(super) fn read(
         &mut self,
         Listing { found, ignored }: Listing,
         touched: &HashSet<OsString>,
-        settle: Duration,
+        (settle, absence): (Duration, Duration),
         parse: impl Fn(&str) -> Result<T, String>,
     ) {
-        self.files.retain(|name, _| found.contains_key(name));
         self.ignored = ignored;
         self.unsettled = false;
+        let now = Instant::now();
+        self.files.retain(|name, file| {
+            if found.contains_key(name) {
+                file.missing_since = None;
+                return true;
+            }
+            let stays = now.duration_since(*file.missing_since.get_or_insert(now)) < absence;
+            self.unsettled |= stays;
+            stays
+        });
         for (name, stamp) in found {
             if !touched.contains(&OsString::from(&name)) {
                 let known = self.files.get(&name).is_some_and(|file| file.stamp == stamp);
@@ -114,7 +125,8 @@ impl<T> Files<T> {
                 }
             }
             let read = read_limited(&self.folder.join(&name), stamp.1).and_then(|text| parse(&text));
-            let file = self.files.entry(name).or_insert(Kept { stamp, content: None, error: None });
+            let unread = Kept { stamp, content: None, error: None, missing_since: None };
+            let file = self.files.entry(name).or_insert(unread);
             file.stamp = stamp;
             match read {
                 Ok(content) => (file.content, file.error) = (Some(content), None),

@@ -22,8 +22,9 @@ use super::{Announcement, PodName, PublishError, Records, Source};
 const DEBOUNCE: Duration = Duration::from_millis(2);
 /// The folder is read this often without an event too: for file systems without inotify, overflows, mounts over it.
 const RESCAN: Duration = Duration::from_secs(5);
-/// A file that nobody closed is left alone for this long after a change. Writers take milliseconds; what was written
-/// without an event is read after this time.
+/// A file that nobody closed is left alone for this long after a change, and one that vanished is not gone before: git, and
+/// editors that keep a backup, remove a file and write it anew. Writers take milliseconds; what was written without an
+/// event is read after this time.
 const SETTLE: Duration = Duration::from_secs(1);
 /// Longest name of a status file. The kernel takes 255 bytes, and the temporary file beside it has some more than this.
 const MAX_STATUS_NAME: usize = 210;
@@ -108,7 +109,10 @@ async fn wait_for_events(
                 if event.mask.intersects(lost) {
                     return false;
                 }
-                touched.extend(event.name);
+                // What was removed or moved away is not written: a file that its writer has just begun may have the name.
+                if event.mask.intersects(EventMask::CLOSE_WRITE | EventMask::MOVED_TO) {
+                    touched.extend(event.name);
+                }
             }
             Some(Err(_)) | None => return false,
         }

@@ -155,6 +155,10 @@ struct PodObjectStatus {
 /// # Errors
 /// Why the file as a whole is not taken: no YAML, or an object of ours that lacks what it must have.
 pub(super) fn parse(text: &str) -> Result<Parsed, String> {
+    // Its writer was cut off, or the disk was full: nobody says "nothing" this way.
+    if text.trim().is_empty() {
+        return Err("it is empty: delete it if its objects are to go".to_owned());
+    }
     let options = serde_saphyr::options! { strict_booleans: true, with_snippet: false };
     let documents: Vec<Value> =
         serde_saphyr::from_multiple_with_options(text, options).map_err(|error| error.to_string())?;

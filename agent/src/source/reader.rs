@@ -83,7 +83,7 @@ impl Reader {
         }
         // The first time nothing is known that could stay as it is.
         let settle = if self.has_read { self.settle } else { Duration::ZERO };
-        self.manifests.read(manifests, touched, settle, manifest::parse);
+        self.manifests.read(manifests, touched, (settle, settle), manifest::parse);
         if !self.has_read {
             self.refuse_broken()?;
         }
@@ -91,10 +91,10 @@ impl Reader {
         self.record_taken();
         // Without these folders nobody has announced anything yet, or they are gone for a moment.
         if let Ok(nodes) = self.nodes.list() {
-            self.nodes.read(nodes, touched, settle, read_json);
+            self.nodes.read(nodes, touched, (settle, Duration::ZERO), read_json);
         }
         if let Ok(pods) = self.pods.list() {
-            self.pods.read(pods, touched, settle, read_json);
+            self.pods.read(pods, touched, (settle, Duration::ZERO), read_json);
         }
         Ok(())
     }
@@ -314,8 +314,30 @@ mod tests {
         assert!(fixture.reader.is_waiting());
         let both = HashSet::from(["a.yaml".into(), "b.yaml".into()]);
         let records = fixture.reader.read(&both).unwrap();
-        assert_eq!(records.pods.keys().map(|name| name.name.as_str()).collect::<Vec<_>>(), ["two"]);
+        let names: Vec<_> = records.pods.keys().map(|name| name.name.as_str()).collect();
+        assert_eq!((names, records.problems.len()), (vec!["one", "two"], 1), "an empty file says nothing");
         assert!(!fixture.reader.is_waiting());
+    }
+
+    #[test]
+    fn a_file_that_is_away_for_a_moment_is_not_deleted() {
+        let mut fixture = Fixture::new();
+        let settle = Duration::from_millis(300);
+        fixture.reader = Reader::new(fixture.folder.path()).settling(settle);
+        fixture.write("a.yaml", &pod("one"));
+        assert_eq!(fixture.pods(), ["one"]);
+        // As git and editors do: away, there again, not yet written.
+        fixture.remove("a.yaml");
+        assert_eq!(fixture.pods(), ["one"]);
+        assert!(fixture.reader.is_waiting());
+        fixture.write("a.yaml", "");
+        assert_eq!(fixture.pods(), ["one"]);
+        fixture.write("a.yaml", &pod("two"));
+        assert_eq!(fixture.reader.read(&HashSet::from(["a.yaml".into()])).unwrap().pods.len(), 1);
+        fixture.remove("a.yaml");
+        assert_eq!(fixture.pods(), ["two"]);
+        std::thread::sleep(settle);
+        assert_eq!(fixture.pods(), [""; 0], "gone for good");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use api::agent::{StatusResponse, TunnelReport};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::fixture::{Node, can_run, eventually, node_manifest, pod_manifest};
+use crate::fixture::{Node, can_run, eventually, node_manifest, pod_manifest, within};
 
 /// Two looks of the agent, and a busy machine.
 const SOON: Duration = Duration::from_secs(30);
@@ -92,9 +92,9 @@ async fn every_address_of_the_node_is_the_nodes() {
     // A bridge of containers, say.
     node.print("ip", &["link", "add", "br-test", "type", "bridge"]);
     node.print("ip", &["addr", "add", "172.30.7.1/24", "dev", "br-test"]);
-    eventually("the new address", || is_host(&node, "172.30.7.1")).await;
+    within(SOON, "the new address", || is_host(&node, "172.30.7.1")).await;
     node.print("ip", &["link", "delete", "br-test"]);
-    eventually("it is gone", || !is_host(&node, "172.30.7.1")).await;
+    within(SOON, "it is gone", || !is_host(&node, "172.30.7.1")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

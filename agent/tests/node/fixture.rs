@@ -15,7 +15,7 @@ use host::netns::NetNs;
 use tonic::transport::Channel;
 
 /// Longest wait for anything: a debug build on a busy machine.
-pub(crate) const LIMIT: Duration = Duration::from_secs(10);
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
 static NODES: AtomicU32 = AtomicU32::new(0);
 
@@ -304,10 +304,14 @@ pub(crate) fn pod_manifest(name: &str) -> String {
 }
 
 /// Asks again until the answer is yes.
-pub(crate) async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) -> Duration {
+pub(crate) async fn eventually(what: &str, is_so: impl FnMut() -> bool) -> Duration {
+    within(LIMIT, what, is_so).await
+}
+
+pub(crate) async fn within(limit: Duration, what: &str, mut is_so: impl FnMut() -> bool) -> Duration {
     let start = Instant::now();
     while !is_so() {
-        assert!(start.elapsed() < LIMIT, "not within {LIMIT:?}: {what}");
+        assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     start.elapsed()
