@@ -101,6 +101,43 @@ fn a_client_that_does_not_read_is_cut_off_and_the_server_not_drained() {
 }
 
 #[test]
+fn a_client_that_leaves_before_the_answer_is_noticed_whatever_it_asked_for() {
+    for upgrade in ["", "Connection: Upgrade\r\nUpgrade: websocket\r\n"] {
+        let origin = Origin::new(|mut peer| {
+            peer.head();
+            let _ = peer.until_end();
+            peer.note(b"[gone]");
+        });
+        let rig = Rig::new(origin.address, 8080);
+        let mut client = rig.client(FRONTEND);
+        client.send(format!("GET /socket HTTP/1.1\r\nHost: api\r\n{upgrade}\r\n"));
+        origin.wait_for("GET /socket");
+        drop(client);
+        origin.wait_for("[gone]");
+    }
+}
+
+#[test]
+fn what_a_client_sends_and_ends_before_the_server_agrees_to_a_tunnel_goes_through_it() {
+    const AGREED: &str =
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n";
+    let origin = Origin::new(|mut peer| {
+        peer.head();
+        std::thread::sleep(Duration::from_millis(200));
+        peer.send(AGREED);
+        let _ = peer.until_end();
+        peer.send("bye");
+    });
+    let rig = Rig::new(origin.address, 8080);
+    let mut client = rig.client(FRONTEND);
+    client.send("GET /socket HTTP/1.1\r\nHost: api\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n");
+    origin.wait_for("GET /socket");
+    client.send("early").end();
+    client.expect(AGREED).expect("bye");
+    origin.wait_for("early");
+}
+
+#[test]
 fn connecting_upstream_has_a_limit() {
     // A listener whose queue is full answers no further SYN.
     let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();

@@ -215,12 +215,18 @@ impl<C> Request<'_, C> {
         to_upstream: &mut WriteHalf<'_>,
     ) -> Result<Infallible, Broken> {
         while !self.progress.client_ended.get() {
-            // Bytes of another protocol must not be read ahead: they belong to it only once the server agrees.
-            if self.inbox.len() >= limits::RELAY_BYTES || forward.offers_upgrade {
+            if self.inbox.len() >= limits::RELAY_BYTES {
                 return std::future::pending().await;
             }
-            match read_more(from_client, self.inbox, limits::HEAD_READ_BYTES).await {
+            // Bytes of another protocol must not be read ahead: they belong to it only once the server agrees.
+            let read = if forward.offers_upgrade {
+                from_client.peek(&mut [0]).await
+            } else {
+                read_more(from_client, self.inbox, limits::HEAD_READ_BYTES).await
+            };
+            match read {
                 Ok(0) => self.progress.client_ended.set(true),
+                Ok(_) if forward.offers_upgrade => return std::future::pending().await,
                 Ok(_) => {}
                 Err(_) => return Err(Broken::Client),
             }
