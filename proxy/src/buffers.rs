@@ -38,7 +38,13 @@ impl Account {
     }
 
     fn hold_below(self: &Rc<Self>, bytes: usize, limit: fn(Most) -> usize) -> Option<Held> {
-        let fits = |account: &Self| account.held.get().saturating_add(bytes) <= limit(account.most);
+        // Nobody has more than is left for all the others of the same whole: one that takes all it can leaves half of it, two a
+        // quarter.
+        let fits = |account: &Self| {
+            let held = account.held.get().saturating_add(bytes);
+            let left = |whole: &Rc<Self>| limit(whole.most).saturating_sub(whole.held.get());
+            held <= limit(account.most) && account.part_of.as_ref().is_none_or(|whole| held <= left(whole))
+        };
         if !self.and_above().all(fits) {
             return None;
         }
@@ -96,10 +102,21 @@ mod tests {
         let rest = held.split(30);
         drop(held);
         assert_eq!((one.held.get(), thread.held.get()), (30, 30));
-        let mut both = other.hold(70).unwrap();
-        both.join(other.hold(0).unwrap());
+        let mut both = other.hold(30).unwrap();
+        both.join(other.hold(5).unwrap());
         drop((rest, both));
         assert_eq!((one.held.get(), other.held.get(), thread.held.get()), (0, 0, 0));
+    }
+
+    #[test]
+    fn who_takes_all_it_can_leaves_as_much() {
+        let thread = Account::new(most(100), None);
+        let all_it_can = |_| {
+            let account = Account::new(most(80), Some(thread.clone()));
+            std::iter::from_fn(|| account.hold(1)).collect::<Vec<_>>()
+        };
+        let held: Vec<_> = (0..3).map(all_it_can).collect();
+        assert_eq!(held.iter().map(Vec::len).collect::<Vec<_>>(), [50, 25, 13]);
     }
 
     #[test]
