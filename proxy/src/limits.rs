@@ -97,8 +97,8 @@ pub fn buffered_bytes(threads: usize) -> usize {
     (BUFFERED_BYTES / threads.max(1)).max(BUFFERED_BYTES_PER_THREAD)
 }
 
-/// How many of a thread's bytes one client may have. One that has them all, all of them stuck, leaves the others what they
-/// need, new requests included.
+/// How many of a thread's bytes one client may have, if the others have left it that much. One that has them all, all of them
+/// stuck, leaves the others what they need, new requests included.
 pub const fn buffered_share(bytes: usize) -> usize {
     bytes / 2
 }
@@ -107,6 +107,18 @@ pub const fn buffered_share(bytes: usize) -> usize {
 pub const fn buffered_for_new(bytes: usize) -> usize {
     bytes - bytes / 4
 }
+
+/// What DATA frames of less than 256 bytes may lack of that while they wait in `h2` for their stream's relay, all streams
+/// together: 33,000 frames of one byte, some 5 MB until the relays' next turn, or what two streams' windows hold in messages of
+/// gRPC. `h2` ends the connection beyond it; its default is 1,000 frames for our window, which one read of the socket gives.
+pub const H2_SMALL_FRAMES_BUDGET: usize = 8 * 1024 * 1024;
+
+/// A stream that lived this long before its client cancelled it is no part of a flood.
+pub const H2_YOUNG_STREAM: Duration = Duration::from_secs(1);
+
+/// Streams that were reset and are remembered for a while, since frames of the other side may have crossed the reset: twice what
+/// may be open at once. A frame of a stream that is forgotten counts as an error of that side, and ends the connection in the end.
+pub const H2_RESET_STREAMS: usize = 2 * H2_STREAMS as usize;
 
 /// Streams that a client may open and reset before they were looked at (CVE-2023-44487); the h2 crate's default.
 pub const H2_PENDING_RESETS: usize = 20;

@@ -98,6 +98,11 @@ impl<'a> Running<'a> {
         Self { record: Some(record), started: Instant::now(), sink }
     }
 
+    /// How long it has been under way.
+    pub fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
     /// To fill in what became known.
     pub fn note(&mut self, change: impl FnOnce(&mut Record)) {
         if let Some(record) = &mut self.record {

@@ -63,6 +63,8 @@ struct Connection<'a, C> {
     /// What it has in memory, of both directions.
     account: Rc<Account>,
     upstream: OnceCell<SendRequest<Piece>>,
+    /// So that a server which does not answer costs the streams that wait for it one time-out, not one each.
+    failed_dials: Cell<u32>,
     upstream_socket: RefCell<Option<Socket>>,
     /// Moves bytes between the upstream socket and the upstream streams.
     driver: RefCell<Option<client::Connection<SharedStream, Piece>>>,
@@ -78,6 +80,7 @@ impl<'a, C: Connect> Connection<'a, C> {
             session,
             account: session.thread.buffers(session.client.ip()),
             upstream: OnceCell::new(),
+            failed_dials: Cell::new(0),
             upstream_socket: RefCell::new(None),
             driver: RefCell::new(None),
             goes_away: Cell::new(false),
@@ -194,7 +197,15 @@ impl<'a, C: Connect> Connection<'a, C> {
 
     /// The connection to the server, made when the first request that is allowed needs it.
     async fn upstream(&self) -> Option<SendRequest<Piece>> {
-        self.upstream.get_or_try_init(|| async { self.dial().await.ok_or(()) }).await.ok().cloned()
+        let failed = self.failed_dials.get();
+        let dialled = self.upstream.get_or_try_init(|| async {
+            // One that failed while this stream waited for it has failed for this stream too.
+            if self.failed_dials.get() != failed {
+                return Err(());
+            }
+            self.dial().await.ok_or_else(|| self.failed_dials.set(failed.wrapping_add(1)))
+        });
+        dialled.await.ok().cloned()
     }
 
     async fn dial(&self) -> Option<SendRequest<Piece>> {
@@ -240,6 +251,8 @@ fn server_builder() -> server::Builder {
         .initial_connection_window_size(limits::H2_CONNECTION_WINDOW_BYTES)
         .max_send_buffer_size(limits::H2_SEND_BUFFER_BYTES)
         .max_pending_accept_reset_streams(limits::H2_PENDING_RESETS)
+        .max_concurrent_reset_streams(limits::H2_RESET_STREAMS)
+        .data_frame_budget(limits::H2_SMALL_FRAMES_BUDGET)
         .max_local_error_reset_streams(Some(limits::H2_LOCAL_ERROR_RESETS));
     builder
 }
@@ -252,6 +265,8 @@ fn client_builder() -> client::Builder {
         .initial_window_size(limits::H2_STREAM_WINDOW_BYTES)
         .initial_connection_window_size(limits::H2_CONNECTION_WINDOW_BYTES)
         .max_send_buffer_size(limits::H2_SEND_BUFFER_BYTES)
+        .max_concurrent_reset_streams(limits::H2_RESET_STREAMS)
+        .data_frame_budget(limits::H2_SMALL_FRAMES_BUDGET)
         .max_local_error_reset_streams(Some(limits::H2_LOCAL_ERROR_RESETS));
     builder
 }

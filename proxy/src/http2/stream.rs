@@ -150,7 +150,9 @@ impl<C: Connect> Stream<'_, '_, C> {
                 self.running.note(|record| record.reason = "forwarded");
             }
             Err(Early::Cancelled) => {
-                self.connection.note_cancelled();
+                if self.running.age() < limits::H2_YOUNG_STREAM {
+                    self.connection.note_cancelled();
+                }
                 self.running.note(|record| record.reason = "client_gone");
             }
             Err(Early::Forbidden(judgement)) => {
@@ -247,16 +249,15 @@ fn grpc_fields(refusal: Refusal) -> HeaderMap {
 impl<C: Connect> Connection<'_, C> {
     /// Until a new snapshot forbids the request.
     async fn forbidden(&self, head: &Head) -> Judgement {
+        // Subscribed in the turn in which the request was judged: no installation is missed.
         let mut changes = self.session.thread.changes.subscribe();
-        loop {
+        while changes.changed().await.is_ok() {
             let judgement = self.session.gate.judge(&head.subject());
             if judgement.refusal.is_some() {
                 return judgement;
             }
-            if changes.changed().await.is_err() {
-                return std::future::pending().await;
-            }
         }
+        std::future::pending().await
     }
 }
 
