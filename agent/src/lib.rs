@@ -23,6 +23,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use nix::fcntl::{Flock, FlockArg};
+use tokio::task::{JoinError, JoinSet};
 
 use crate::config::Config;
 use crate::flows::Flows;
@@ -52,6 +53,9 @@ pub enum AgentError {
     /// Events or counters of the datapath.
     #[error(transparent)]
     Datapath(#[from] datapath::Error),
+    /// A part of it panicked.
+    #[error("a part of the agent ended: {0}")]
+    Part(#[from] JoinError),
 }
 
 /// Proof that this process is the only agent of its state folder; ends with it, however it ends.
@@ -87,9 +91,12 @@ pub async fn run(config: &Config, _lock: &StateLock) -> Result<(), AgentError> {
     let events = datapath::Events::open(&config.pin_dir)?;
     let maps = datapath::Maps::open(&config.pin_dir)?;
     let api = api::serve(config, handle.clone(), Arc::clone(&flows), maps);
+    // Tasks of their own: the reconciler blocks its thread while it writes to the kernel, and answers go on meanwhile.
+    let mut parts = JoinSet::new();
+    parts.spawn(async move { Ok(reconciler.run().await?) });
+    parts.spawn(async move { Ok(flows.add_events(events, &handle).await?) });
     tokio::select! {
-        ended = reconciler.run() => Ok(ended?),
         ended = api => Ok(ended?),
-        ended = flows.add_events(events, &handle) => Ok(ended?),
+        Some(ended) = parts.join_next() => ended?,
     }
 }
