@@ -64,6 +64,9 @@ pub const H2_STREAM_WINDOW_BYTES: u32 = 128 * 1024;
 /// The same for all streams of a connection: three whose receivers take nothing do not hold up the others.
 pub const H2_CONNECTION_WINDOW_BYTES: u32 = 4 * H2_STREAM_WINDOW_BYTES;
 
+/// What is read of a socket in one turn: it is accounted for, and sent on, before more comes.
+pub const H2_TURN_BYTES: usize = H2_CONNECTION_WINDOW_BYTES as usize / 2;
+
 /// Bytes of a stream that `h2` may have and the socket has not taken.
 pub const H2_SEND_BUFFER_BYTES: usize = H2_STREAM_WINDOW_BYTES as usize;
 
@@ -83,7 +86,7 @@ pub const H2_CONNECTION_BYTES: usize = H2_HEADS_BYTES + 2 * H2_CONNECTION_WINDOW
 pub const FIELD_COST_BYTES: usize = 128;
 
 /// Interim responses that are passed on for one request: no flow control holds them back. Real ones have one or two.
-pub const H2_INTERIM_RESPONSES: u32 = 16;
+pub const H2_INTERIM_RESPONSES: usize = 16;
 
 /// Bytes of requests and responses of HTTP/2 that a worker has in memory, in equal parts for its threads. Beside it stand
 /// the connections themselves. Peers that read need next to none of it: at 10 Gbit/s it is what passes in 0.2 s.

@@ -1,7 +1,8 @@
 //! One live connection, as its thread knows it: what it is doing, until when it may, and whether it is to end.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use tokio::sync::Notify;
@@ -75,6 +76,8 @@ pub(crate) struct Live {
     deadline: Cell<Instant>,
     /// Deadlines of each [`Wait`] under way.
     waits: [Cell<Option<Instant>>; 3],
+    /// Who is woken when one of them is over.
+    after_wait: RefCell<Option<Waker>>,
     interrupt: Cell<Option<Interrupt>>,
     interrupted: Notify,
     pub(crate) gone: Notify,
@@ -90,6 +93,7 @@ impl Live {
             phase: Cell::new(Phase::Idle),
             deadline,
             waits: Default::default(),
+            after_wait: RefCell::default(),
             interrupt: Cell::new(None),
             interrupted: Notify::new(),
             gone: Notify::new(),
@@ -157,10 +161,23 @@ impl Live {
 
     /// This is over.
     pub(crate) fn waited(&self, what: Wait) {
-        self.waits[what as usize].set(None);
+        let waited = self.waits[what as usize].take().is_some();
+        if waited && let Some(waker) = self.after_wait.take() {
+            waker.wake();
+        }
     }
 
-    fn is_waiting(&self, what: Wait) -> bool {
+    /// Until this does not go on.
+    pub(crate) fn poll_waited(&self, what: Wait, context: &mut Context<'_>) -> Poll<()> {
+        if !self.is_waiting(what) {
+            return Poll::Ready(());
+        }
+        self.after_wait.replace(Some(context.waker().clone()));
+        Poll::Pending
+    }
+
+    /// Whether this goes on.
+    pub(crate) fn is_waiting(&self, what: Wait) -> bool {
         self.waits[what as usize].get().is_some()
     }
 

@@ -9,8 +9,11 @@ use std::net::{SocketAddr, TcpListener};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::frames::{self, END_HEADERS, END_STREAM, HEADERS, PREFACE, Pump, SETTINGS, frame};
+use common::frames::{
+    self, CONTINUATION, END_HEADERS, END_STREAM, HEADERS, PREFACE, Pump, SETTINGS, frame, read_frame,
+};
 use common::{FRONTEND, Origin, Rig, shop_policy_with};
+use proxy::limits;
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
 
@@ -118,6 +121,69 @@ fn uploads(piece: usize) -> usize {
     (settled() - before) / CONNECTIONS
 }
 
+/// A head with these fields and one of some 60 kB, which is in no table.
+fn large_head(stream: u32, fields: &[u8], flags: u8) -> Vec<u8> {
+    const VALUE: usize = 60_000;
+    // Its length is a number of RFC 7541 section 5.1 with a prefix of seven bits.
+    let rest = VALUE - 127;
+    let length = [127, (rest & 127 | 128) as u8, (rest >> 7 & 127 | 128) as u8, (rest >> 14) as u8];
+    let block = [fields, &[0, 1, b'x'], &length, &[b'v'; VALUE]].concat();
+    let parts: Vec<_> = block.chunks(16_384).collect();
+    let part = |(index, part): (usize, &&[u8])| {
+        let ends = if index + 1 == parts.len() { END_HEADERS } else { 0 };
+        if index == 0 {
+            frame(HEADERS, flags | ends, stream, part)
+        } else {
+            frame(CONTINUATION, ends, stream, part)
+        }
+    };
+    parts.iter().enumerate().flat_map(part).collect()
+}
+
+/// Of one client that reads nothing, where each of its requests is answered with as many heads; kB.
+fn heads_down(count: usize, status: &'static [u8], flags: u8) -> usize {
+    let origin = Origin::new(move |mut peer| {
+        peer.stream.read_exact(&mut [0; PREFACE.len()]).unwrap();
+        peer.send(frame(SETTINGS, 0, 0, &[]));
+        while let Ok(got) = read_frame(&mut peer.stream) {
+            let answers = if got.kind == HEADERS { count } else { 0 };
+            (0..answers).for_each(|_| peer.send(large_head(got.stream, status, flags)));
+        }
+    });
+    let rig = open(origin.address);
+    let before = settled();
+    let mut client = connect(&rig);
+    client.write_all(PREFACE).unwrap();
+    client.write_all(&frame(SETTINGS, 0, 0, &[])).unwrap();
+    client.write_all(&heads(&frames::get("/open"), END_STREAM)).unwrap();
+    settled() - before
+}
+
+/// Of one server that reads nothing, to whose client something is done after the preface; kB.
+fn heads_up(send: impl FnOnce(&mut std::net::TcpStream)) -> usize {
+    let origin = Origin::on(small_listener(), |mut peer| {
+        peer.send(frames::all_windows_open());
+        std::thread::sleep(Duration::from_secs(120));
+    });
+    let rig = open(origin.address);
+    let before = settled();
+    let mut client = connect(&rig);
+    client.set_write_timeout(Some(Duration::from_secs(5))).unwrap();
+    client.write_all(PREFACE).unwrap();
+    client.write_all(&frame(SETTINGS, 0, 0, &[])).unwrap();
+    send(&mut client);
+    settled() - before
+}
+
+/// Requests that end with large trailers.
+fn send_trailers(client: &mut std::net::TcpStream) {
+    client.write_all(&heads(&frames::post("/open"), 0)).unwrap();
+    for stream in 0..STREAMS {
+        // Perhaps the connection is ended before.
+        let _ = client.write_all(&large_head(2 * stream + 1, &[], END_STREAM));
+    }
+}
+
 /// Runs the test of this name again, alone in a process of its own: what one test has freed is no room for the next.
 fn alone(test: &str) -> Option<String> {
     const ALONE: &str = "MESH_TEST_ALONE";
@@ -129,6 +195,12 @@ fn alone(test: &str) -> Option<String> {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     Some(text)
+}
+
+/// One connection has [`limits::H2_CONNECTION_BYTES`], and what its sockets gave in one turn.
+fn check_heads(measured: usize, what: &str, limit: usize) {
+    println!("{measured} kB of {what}");
+    assert!(measured < limit, "{measured} kB");
 }
 
 fn check(measured: usize, what: &str, piece: usize) {
@@ -157,5 +229,31 @@ fn small_pieces_cost_no_more() {
     match alone("small_pieces_cost_no_more") {
         Some(text) => println!("{text}"),
         None => check(downloads(1), "client", 1),
+    }
+}
+
+#[test]
+fn response_heads_for_a_client_that_does_not_read_are_bounded() {
+    match alone("response_heads_for_a_client_that_does_not_read_are_bounded") {
+        Some(text) => println!("{text}"),
+        None => check_heads(heads_down(1, frames::OK, END_STREAM), "response heads", 4096),
+    }
+}
+
+#[test]
+fn interim_heads_for_a_client_that_does_not_read_are_bounded() {
+    match alone("interim_heads_for_a_client_that_does_not_read_are_bounded") {
+        Some(text) => println!("{text}"),
+        None => {
+            check_heads(heads_down(limits::H2_INTERIM_RESPONSES, b"\x08\x03103", 0), "interim heads", 8192)
+        }
+    }
+}
+
+#[test]
+fn trailers_for_a_server_that_does_not_read_are_bounded() {
+    match alone("trailers_for_a_server_that_does_not_read_are_bounded") {
+        Some(text) => println!("{text}"),
+        None => check_heads(heads_up(send_trailers), "trailers", 6144),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use h2::client::ResponseFuture;
@@ -11,8 +12,9 @@ use http::{HeaderMap, Response};
 
 use super::Connection;
 use super::piece::Piece;
-use super::relay::{Broken, Terms, relay};
+use super::relay::{Broken, Terms, Trailers, relay};
 use super::stream::{Head, cost};
+use crate::buffers::{Account, Held};
 use crate::gate::Judgement;
 use crate::limits;
 use crate::record::Running;
@@ -76,13 +78,15 @@ pub(super) async fn exchange<C: Connect>(
     let mut upload = std::pin::pin!(async {
         if no_body { Ok(None) } else { relay(&mut body, &mut to_upstream, terms(is_refused_trailer)).await }
     });
-    let mut uploaded = false;
-    let mut interim = 0;
+    let mut uploaded = None;
+    let mut interim = Vec::new();
     let response = loop {
         tokio::select! {
             biased;
-            result = &mut upload, if !uploaded => { uploaded = true; upload_end(result)?; }
-            response = poll_fn(|context| poll_response(&mut response, &mut interim, respond, context)) => break response?,
+            result = &mut upload, if uploaded.is_none() => uploaded = Some(upload_end(result)?),
+            response = poll_fn(|context| {
+                poll_response(&mut response, &mut interim, &connection.account, respond, context)
+            }) => break response?,
         }
     };
     let (parts, mut from_upstream) = response.into_parts();
@@ -102,16 +106,16 @@ pub(super) async fn exchange<C: Connect>(
         let trailers = loop {
             tokio::select! {
                 biased;
-                result = &mut upload, if !uploaded => { uploaded = true; upload_end(result)?; }
+                result = &mut upload, if uploaded.is_none() => uploaded = Some(upload_end(result)?),
                 result = &mut download => break result.map_err(download_end)?,
             }
         };
-        if let Some(status) = trailers.as_ref().and_then(grpc_status) {
+        if let Some(status) = trailers.as_ref().and_then(|trailers| grpc_status(&trailers.fields)) {
             running.note(|record| record.grpc_status = status);
         }
     }
     // A server may answer before it has the whole request, and still want the rest of it.
-    if !uploaded {
+    if uploaded.is_none() {
         // The response is complete: whatever becomes of the rest changes nothing for the client.
         let _ = upload.await;
     }
@@ -121,7 +125,8 @@ pub(super) async fn exchange<C: Connect>(
 /// The response, after any interim ones, which are passed on; or that the client does not want it any more.
 fn poll_response(
     response: &mut ResponseFuture,
-    interim: &mut u32,
+    interim: &mut Vec<Held>,
+    account: &Rc<Account>,
     respond: &mut SendResponse<Piece>,
     context: &mut Context<'_>,
 ) -> Poll<Result<Response<RecvStream>, Early>> {
@@ -129,10 +134,11 @@ fn poll_response(
         return Poll::Ready(Err(Early::Cancelled));
     }
     while let Poll::Ready(Some(Ok(head))) = response.poll_informational(context) {
-        *interim += 1;
-        if *interim > limits::H2_INTERIM_RESPONSES || head.headers().len() > limits::HEAD_FIELDS {
+        if interim.len() >= limits::H2_INTERIM_RESPONSES || head.headers().len() > limits::HEAD_FIELDS {
             return Poll::Ready(Err(Early::Refused(Refusal::BadGateway)));
         }
+        // For as long as the exchange, since nobody says when the socket has taken it.
+        interim.push(account.hold(cost(head.headers())).ok_or(Early::NoRoom)?);
         if respond.send_informational(head).is_err() {
             return Poll::Ready(Err(Early::Cancelled));
         }
@@ -156,9 +162,10 @@ fn promised(error: &h2::Error) -> Option<Reason> {
 }
 
 /// A server that stops an upload says why on its side of the exchange, which is looked at next.
-fn upload_end(result: Result<Option<HeaderMap>, Broken>) -> Result<(), Early> {
+fn upload_end(result: Result<Option<Trailers>, Broken>) -> Result<Option<Trailers>, Early> {
     match result {
-        Ok(_) | Err(Broken::Sink) => Ok(()),
+        Ok(trailers) => Ok(trailers),
+        Err(Broken::Sink) => Ok(None),
         Err(Broken::Source(_)) => Err(Early::Cancelled),
         Err(Broken::Stalled) => Err(Early::Stalled),
         Err(Broken::Trailers) => Err(Early::Reset(Reason::PROTOCOL_ERROR)),

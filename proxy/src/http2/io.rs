@@ -3,7 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 
 use super::Socket;
 use super::blocks::HeaderBlocks;
+use crate::limits;
 use crate::live::{Live, Wait};
 
 /// Reads what was read before, then the socket. The socket is closed when the last owner lets go of it; traffic either
@@ -19,6 +20,8 @@ pub(super) struct SharedStream {
     socket: Socket,
     live: Rc<Live>,
     early: BytesMut,
+    /// Bytes read since there was nothing more to read.
+    turn: usize,
     /// A client's: its heads have only so much time.
     blocks: Option<HeaderBlocks>,
 }
@@ -26,11 +29,11 @@ pub(super) struct SharedStream {
 impl SharedStream {
     /// The client's, of which `early` was read before.
     pub(super) fn client(socket: Socket, live: Rc<Live>, early: BytesMut) -> Self {
-        Self { socket, live, early, blocks: Some(HeaderBlocks::new()) }
+        Self { socket, live, early, turn: 0, blocks: Some(HeaderBlocks::new()) }
     }
 
     pub(super) fn server(socket: Socket, live: Rc<Live>) -> Self {
-        Self { socket, live, early: BytesMut::new(), blocks: None }
+        Self { socket, live, early: BytesMut::new(), turn: 0, blocks: None }
     }
 
     fn with<T>(&mut self, use_it: impl FnOnce(Pin<&mut TcpStream>) -> T) -> T {
@@ -78,9 +81,20 @@ impl AsyncRead for SharedStream {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.blocks.is_none() {
+            // No flow control holds heads back: those for a client that takes nothing stay in the server's socket.
+            ready!(self.live.poll_waited(Wait::ClientTakes, context));
+        }
+        if self.turn >= limits::H2_TURN_BYTES {
+            self.turn = 0;
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let before = buffer.filled().len();
         let read = self.poll_read_any(context, buffer);
-        self.note_heads(&buffer.filled()[before..]);
+        let new = &buffer.filled()[before..];
+        self.turn = if read.is_ready() { self.turn + new.len() } else { 0 };
+        self.note_heads(new);
         read
     }
 }

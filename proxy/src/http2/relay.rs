@@ -13,6 +13,7 @@ use h2::{RecvStream, SendStream};
 use http::HeaderMap;
 
 use super::piece::{Piece, Transit};
+use super::stream::cost;
 use crate::buffers::{Account, Held};
 use crate::limits;
 
@@ -42,13 +43,20 @@ pub(super) struct Terms<'a> {
     pub(super) is_refused: fn(&[u8]) -> bool,
 }
 
+/// Trailers that were sent on.
+pub(super) struct Trailers {
+    pub(super) fields: HeaderMap,
+    /// Their room in memory; nobody says when the socket has taken them.
+    _held: Held,
+}
+
 /// Moves everything from one side to the other, and gives the trailers that went with it. Returns when the receiver's
 /// socket has taken it all.
 pub(super) async fn relay(
     from: &mut RecvStream,
     to: &mut SendStream<Piece>,
     terms: Terms<'_>,
-) -> Result<Option<HeaderMap>, Broken> {
+) -> Result<Option<Trailers>, Broken> {
     let mut relay =
         Relay { from, to, terms, transit: Rc::default(), waiting: None, read_all: false, ended: false };
     relay.advance_until(|relay| relay.read_all && relay.waiting.is_none()).await?;
@@ -186,17 +194,18 @@ impl Relay<'_> {
     }
 
     /// Ends the stream as its sender has, after the last of its data.
-    async fn end(&mut self) -> Result<Option<HeaderMap>, Broken> {
+    async fn end(&mut self) -> Result<Option<Trailers>, Broken> {
         let trailers = poll_fn(|context| self.from.poll_trailers(context)).await.map_err(Broken::Source)?;
+        let Some(fields) = trailers else {
+            self.to.send_data(Piece::own(Bytes::new()), true).map_err(|_| Broken::Sink)?;
+            return Ok(None);
+        };
         let is_refused = self.terms.is_refused;
-        match &trailers {
-            Some(trailers) if trailers.keys().any(|name| is_refused(name.as_str().as_bytes())) => {
-                return Err(Broken::Trailers);
-            }
-            Some(trailers) => self.to.send_trailers(trailers.clone()),
-            None => self.to.send_data(Piece::own(Bytes::new()), true),
+        if fields.keys().any(|name| is_refused(name.as_str().as_bytes())) {
+            return Err(Broken::Trailers);
         }
-        .map_err(|_| Broken::Sink)?;
-        Ok(trailers)
+        let held = self.terms.account.hold(cost(&fields)).ok_or(Broken::NoRoom)?;
+        self.to.send_trailers(fields.clone()).map_err(|_| Broken::Sink)?;
+        Ok(Some(Trailers { fields, _held: held }))
     }
 }
