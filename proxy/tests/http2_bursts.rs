@@ -5,12 +5,12 @@
 
 mod common;
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use common::frames::{
-    self, ACK, DATA, END_HEADERS, END_STREAM, Frame, HEADERS, PREFACE, RST_STREAM, SETTINGS, frame,
+    self, ACK, DATA, END_HEADERS, END_STREAM, Frame, HEADERS, PREFACE, Pump, RST_STREAM, SETTINGS, frame,
     read_frame,
 };
 use common::{Client, FRONTEND, Origin, PATIENCE, Peer, Rig, shop_policy_with};
@@ -176,6 +176,45 @@ fn long_streams_that_are_cancelled_are_no_flood() {
     }
     expect_first_is_alive(&mut client);
     assert_eq!(rig.counters.too_many_cancelled.get(), 0);
+}
+
+/// What the server has not been sent stays in memory, so it is a flood however long it takes.
+#[test]
+fn long_streams_that_are_cancelled_when_the_server_takes_nothing_are_a_flood() {
+    const AT_ONCE: u32 = 100;
+    let server = Origin::new(|mut peer| {
+        peer.stream.read_exact(&mut [0; PREFACE.len()]).unwrap();
+        peer.send(frames::all_windows_open());
+        while read_frame(&mut peer.stream).unwrap().kind != HEADERS {}
+        peer.note(b"[first]");
+        std::thread::sleep(4 * PATIENCE);
+    });
+    let rig = open(server.address, Timeouts::default());
+    let mut client = client_of_long_streams(&rig, &server);
+    let mut pump = Pump::new(client.0.try_clone().unwrap());
+    pump.share = i64::MAX;
+    pump.open(1);
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        pump.run_watching(|_| {
+            let _ = sender.send(());
+        });
+    });
+    // Once the proxy gives no more room.
+    while receiver.recv_timeout(Duration::from_secs(1)).is_ok() {}
+    let mut next = 3;
+    for _ in 0..=limits::H2_CANCELLED_STREAMS / AT_ONCE {
+        let streams = (next..).step_by(2).take(AT_ONCE as usize);
+        next += 2 * AT_ONCE;
+        let _ = client.0.write_all(&streams.clone().flat_map(get).collect::<Vec<_>>());
+        std::thread::sleep(limits::H2_YOUNG_STREAM + Duration::from_millis(100));
+        let _ = client.0.write_all(&streams.flat_map(cancel).collect::<Vec<_>>());
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while rig.counters.too_many_cancelled.get() == 0 {
+        assert!(Instant::now() < deadline, "they are not counted");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// A listener with a full queue, where SYNs get no answer, and what fills it.

@@ -12,6 +12,7 @@ use super::piece::Piece;
 use crate::buffers::Held;
 use crate::gate::{Judgement, Subject};
 use crate::limits;
+use crate::live::Wait;
 use crate::record::Running;
 use crate::refusal::Refusal;
 use crate::target;
@@ -150,7 +151,9 @@ impl<C: Connect> Stream<'_, '_, C> {
                 self.running.note(|record| record.reason = "forwarded");
             }
             Err(Early::Cancelled) => {
-                if self.running.age() < limits::H2_YOUNG_STREAM {
+                // What a server that takes nothing has not been sent of it stays in memory.
+                let is_stuck = self.connection.session.live.is_waiting(Wait::ServerTakes);
+                if is_stuck || self.running.age() < limits::H2_YOUNG_STREAM {
                     self.connection.note_cancelled();
                 }
                 self.running.note(|record| record.reason = "client_gone");
