@@ -36,8 +36,9 @@ pub enum ListenerError {
     },
 }
 
-/// Makes `held` complete: without any, opens a listener for each thread and puts it into its slot; of those that are there already
-/// (a successor gets them from its predecessor), replaces only what does not listen any more.
+/// Makes `held` complete: without any, opens a listener for each thread; of those that are there already (a successor gets them
+/// from its predecessor), replaces only what does not listen any more. Puts all of them into their slots: the map may be another
+/// one by now, of a new layout or because the agent has made it again. Without a map, what is complete is left as it is.
 ///
 /// # Errors
 /// See [`ListenerError`]; what has been opened until then is in `held`.
@@ -51,17 +52,28 @@ pub fn complete(
         return Err(ListenerError::TooManyThreads { threads, most });
     }
     let missing = if held.is_empty() { (0..threads).map(name_of).collect() } else { dead(held) };
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let mut slots = datapath::Listeners::open(pin_dir)?;
+    let mut slots = match datapath::Listeners::open(pin_dir) {
+        Ok(slots) => slots,
+        Err(error) if missing.is_empty() => {
+            tracing::warn!(%error, "the listeners stay in the slots that they are in");
+            return Ok(());
+        }
+        Err(error) => return Err(error.into()),
+    };
     for name in missing {
         // What has another name is none of ours, and the worker says so.
         let Some(slot) = slot_of(&name) else { continue };
         let listener = open().map_err(|error| ListenerError::Open { slot, error })?;
-        slots.set(slot, &listener)?;
         held.retain(|(known, _)| *known != name);
         held.push((name, listener.into()));
+    }
+    for (name, listener) in held {
+        if let Some(slot) = slot_of(name) {
+            // Older kernels forget that a socket is in a slot when it is put over itself. A SYN that finds the slot empty comes
+            // again.
+            slots.clear(slot)?;
+            slots.set(slot, listener)?;
+        }
     }
     Ok(())
 }
