@@ -1,6 +1,6 @@
 //! In which map the listeners are when the agent has made it again. Needs root and a bpf file system.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, OwnedFd};
