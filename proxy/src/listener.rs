@@ -37,8 +37,8 @@ pub enum ListenerError {
 }
 
 /// Makes `held` complete: without any, opens a listener for each thread; of those that are there already (a successor gets them
-/// from its predecessor), replaces only what does not listen any more. Puts all of them into their slots: the map may be another
-/// one by now, of a new layout or because the agent has made it again. Without a map, what is complete is left as it is.
+/// from its predecessor), replaces only what does not listen any more. Puts them into their slots where these are empty: the map may be
+/// another one by now, of a new layout or because the agent has made it again. Without a map, what is complete is left as it is.
 ///
 /// # Errors
 /// See [`ListenerError`]; what has been opened until then is in `held`.
@@ -64,15 +64,13 @@ pub fn complete(
         // What has another name is none of ours, and the worker says so.
         let Some(slot) = slot_of(&name) else { continue };
         let listener = open().map_err(|error| ListenerError::Open { slot, error })?;
+        slots.set(slot, &listener)?;
         held.retain(|(known, _)| *known != name);
         held.push((name, listener.into()));
     }
     for (name, listener) in held {
         if let Some(slot) = slot_of(name) {
-            // Older kernels forget that a socket is in a slot when it is put over itself. A SYN that finds the slot empty comes
-            // again.
-            slots.clear(slot)?;
-            slots.set(slot, listener)?;
+            slots.fill(slot, listener)?;
         }
     }
     Ok(())

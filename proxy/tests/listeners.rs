@@ -1,19 +1,16 @@
 //! In which map the listeners are when the agent has made it again. Needs root and a bpf file system.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::net::TcpListener;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use aya::maps::{Map, MapData, MapError, SockMap};
 use proxy::listener;
 use socket2::SockRef;
 
 const THREADS: u32 = 2;
-/// Of linux/bpf.h: only into an empty slot.
-const BPF_NOEXIST: u64 = 1;
 
 /// A folder for pins, with the agent's maps in it.
 struct Pins(PathBuf);
@@ -41,19 +38,14 @@ impl Pins {
 
     /// Which slots have a listener: nothing reads a slot, but one that has none takes another.
     fn filled(&self) -> Vec<u32> {
-        let pinned = MapData::from_pin(self.0.join(layout::maps::LISTENERS)).unwrap();
-        let mut slots = SockMap::try_from(Map::SockMap(pinned)).unwrap();
+        let mut slots = datapath::Listeners::open(&self.0).unwrap();
         let probe = TcpListener::bind("127.0.0.1:0").unwrap();
-        let is_filled = |slot: &u32| match slots.set(*slot, &probe.as_raw_fd(), BPF_NOEXIST) {
-            Ok(()) => {
-                slots.clear_index(slot).unwrap();
-                false
+        let is_filled = |slot: &u32| {
+            let was_empty = slots.fill(*slot, &probe).unwrap();
+            if was_empty {
+                slots.clear(*slot).unwrap();
             }
-            Err(MapError::SyscallError(error)) => {
-                assert_eq!(error.io_error.kind(), std::io::ErrorKind::AlreadyExists, "{error}");
-                true
-            }
-            Err(error) => panic!("{error}"),
+            !was_empty
         };
         (0..THREADS + 1).filter(is_filled).collect()
     }

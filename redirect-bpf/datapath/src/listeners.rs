@@ -6,6 +6,9 @@ use aya::maps::{Map, MapData, MapError, SockMap};
 use crate::Error;
 use crate::layout_check::LISTENERS;
 
+/// Of `linux/bpf.h`: only where nothing is.
+const BPF_NOEXIST: u64 = 1;
+
 /// The proxy's listeners, by slot. Belongs to the proxy's master; needs no capability, only the pin's permission.
 ///
 /// A listener that is closed leaves its slot by itself, and a SYN for an empty slot is dropped: never answered by
@@ -38,6 +41,24 @@ impl Listeners {
         self.slots
             .set(slot, &listener.as_fd().as_raw_fd(), 0)
             .map_err(|source| LISTENERS.error("store a listener (it must listen already)", source))
+    }
+
+    /// Puts a TCP socket that listens already into a slot if that is empty; whether it was. (A socket that is put over itself is
+    /// forgotten by the kernel, and would not leave the slot when it is closed.)
+    ///
+    /// # Errors
+    /// As [`Self::set`].
+    pub fn fill(&mut self, slot: u32, listener: &impl AsFd) -> Result<bool, Error> {
+        check_slot(slot)?;
+        let fd = listener.as_fd().as_raw_fd();
+        match self.slots.set(slot, &fd, BPF_NOEXIST) {
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => {
+                Ok(false)
+            }
+            other => other
+                .map(|()| true)
+                .map_err(|source| LISTENERS.error("store a listener (it must listen already)", source)),
+        }
     }
 
     /// Empties a slot; an empty one is fine.
