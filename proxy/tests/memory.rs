@@ -184,17 +184,20 @@ fn send_trailers(client: &mut std::net::TcpStream) {
     }
 }
 
-/// Runs the test of this name again, alone in a process of its own: what one test has freed is no room for the next.
-fn alone(test: &str) -> Option<String> {
+/// Does `measure`, the work of the test of this name, alone in a process of its own: what one test has freed is no room for
+/// the next.
+fn alone(test: &str, measure: impl FnOnce()) {
     const ALONE: &str = "MESH_TEST_ALONE";
     if std::env::var_os(ALONE).is_some() {
-        return None;
+        return measure();
     }
     let mut command = Command::new(std::env::current_exe().unwrap());
     let output = command.args(["--exact", test, "--nocapture"]).env(ALONE, "1").output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-    Some(text)
+    assert!(text.contains("1 passed"), "no test has the name {test}: {text}");
+    // The figures; what else it says would be counted as results of tests.
+    text.lines().filter(|line| line.contains(" kB")).for_each(|line| println!("{line}"));
 }
 
 /// One connection has [`limits::H2_CONNECTION_BYTES`], and what its sockets gave in one turn.
@@ -210,50 +213,38 @@ fn check(measured: usize, what: &str, piece: usize) {
 
 #[test]
 fn a_client_that_does_not_read_costs_a_bounded_amount() {
-    match alone("a_client_that_does_not_read_costs_a_bounded_amount") {
-        Some(text) => println!("{text}"),
-        None => check(downloads(16_384), "client", 16_384),
-    }
+    alone("a_client_that_does_not_read_costs_a_bounded_amount", || {
+        check(downloads(16_384), "client", 16_384)
+    });
 }
 
 #[test]
 fn a_server_that_does_not_read_costs_a_bounded_amount() {
-    match alone("a_server_that_does_not_read_costs_a_bounded_amount") {
-        Some(text) => println!("{text}"),
-        None => check(uploads(16_384), "server", 16_384),
-    }
+    alone("a_server_that_does_not_read_costs_a_bounded_amount", || check(uploads(16_384), "server", 16_384));
 }
 
 #[test]
 fn small_pieces_cost_no_more() {
-    match alone("small_pieces_cost_no_more") {
-        Some(text) => println!("{text}"),
-        None => check(downloads(1), "client", 1),
-    }
+    alone("small_pieces_cost_no_more", || check(downloads(1), "client", 1));
 }
 
 #[test]
 fn response_heads_for_a_client_that_does_not_read_are_bounded() {
-    match alone("response_heads_for_a_client_that_does_not_read_are_bounded") {
-        Some(text) => println!("{text}"),
-        None => check_heads(heads_down(1, frames::OK, END_STREAM), "response heads", 4096),
-    }
+    alone("response_heads_for_a_client_that_does_not_read_are_bounded", || {
+        check_heads(heads_down(1, frames::OK, END_STREAM), "response heads", 4096)
+    });
 }
 
 #[test]
 fn interim_heads_for_a_client_that_does_not_read_are_bounded() {
-    match alone("interim_heads_for_a_client_that_does_not_read_are_bounded") {
-        Some(text) => println!("{text}"),
-        None => {
-            check_heads(heads_down(limits::H2_INTERIM_RESPONSES, b"\x08\x03103", 0), "interim heads", 8192)
-        }
-    }
+    alone("interim_heads_for_a_client_that_does_not_read_are_bounded", || {
+        check_heads(heads_down(limits::H2_INTERIM_RESPONSES, b"\x08\x03103", 0), "interim heads", 8192)
+    });
 }
 
 #[test]
 fn trailers_for_a_server_that_does_not_read_are_bounded() {
-    match alone("trailers_for_a_server_that_does_not_read_are_bounded") {
-        Some(text) => println!("{text}"),
-        None => check_heads(heads_up(send_trailers), "trailers", 6144),
-    }
+    alone("trailers_for_a_server_that_does_not_read_are_bounded", || {
+        check_heads(heads_up(send_trailers), "trailers", 6144)
+    });
 }
