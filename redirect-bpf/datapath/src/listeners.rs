@@ -6,7 +6,9 @@ use aya::maps::{Map, MapData, MapError, SockMap};
 use crate::Error;
 use crate::layout_check::LISTENERS;
 
-/// Of `linux/bpf.h`: only where nothing is.
+/// Of `linux/bpf.h`: whatever is there.
+const BPF_ANY: u64 = 0;
+/// Likewise: only where nothing is.
 const BPF_NOEXIST: u64 = 1;
 
 /// The proxy's listeners, by slot. Belongs to the proxy's master; needs no capability, only the pin's permission.
@@ -37,10 +39,7 @@ impl Listeners {
     /// # Errors
     /// [`Error::Invalid`] for a slot out of range, [`Error::Map`] for a socket that does not listen.
     pub fn set(&mut self, slot: u32, listener: &impl AsFd) -> Result<(), Error> {
-        check_slot(slot)?;
-        self.slots
-            .set(slot, &listener.as_fd().as_raw_fd(), 0)
-            .map_err(|source| LISTENERS.error("store a listener (it must listen already)", source))
+        self.put(slot, listener, BPF_ANY).map(drop)
     }
 
     /// Puts a TCP socket that listens already into a slot if that is empty; whether it was. (A socket that is put over itself is
@@ -49,15 +48,18 @@ impl Listeners {
     /// # Errors
     /// As [`Self::set`].
     pub fn fill(&mut self, slot: u32, listener: &impl AsFd) -> Result<bool, Error> {
+        self.put(slot, listener, BPF_NOEXIST)
+    }
+
+    /// Whether it was put there: not if the flags forbid it.
+    fn put(&mut self, slot: u32, listener: &impl AsFd, flags: u64) -> Result<bool, Error> {
         check_slot(slot)?;
-        let fd = listener.as_fd().as_raw_fd();
-        match self.slots.set(slot, &fd, BPF_NOEXIST) {
+        match self.slots.set(slot, &listener.as_fd().as_raw_fd(), flags) {
+            Ok(()) => Ok(true),
             Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => {
                 Ok(false)
             }
-            other => other
-                .map(|()| true)
-                .map_err(|source| LISTENERS.error("store a listener (it must listen already)", source)),
+            Err(source) => Err(LISTENERS.error("store a listener (it must listen already)", source)),
         }
     }
 
