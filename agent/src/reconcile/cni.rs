@@ -154,7 +154,7 @@ impl<S: Source> Reconciler<S> {
 
     fn not_ready(&self) -> CniError {
         let name = &self.config.node_name;
-        CniError::NotReady(match self.problems.peers.first() {
+        CniError::NotReady(match self.problems.node.first() {
             Some(Problem { location, message }) => format!("{location}: {message}"),
             None => format!("no Node object {name:?} in the source yet"),
         })

@@ -81,7 +81,7 @@ impl<S: Source> Reconciler<S> {
             }),
         }
         let by_step =
-            [&self.problems.compile, &self.problems.peers, &self.problems.kernel, &self.problems.retry];
+            [&self.problems.compile, &self.problems.node, &self.problems.kernel, &self.problems.retry];
         problems.extend(by_step.into_iter().flatten().cloned());
         problems.extend(
             self.publisher.problem().map(|message| Problem { location: "announcements".into(), message }),

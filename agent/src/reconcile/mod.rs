@@ -105,7 +105,7 @@ struct Problems {
     start: Vec<Problem>,
     compile: Vec<Problem>,
     /// Of this node's network and its ways to the others.
-    peers: Vec<Problem>,
+    node: Vec<Problem>,
     /// Something that is being tried again.
     retry: Vec<Problem>,
     kernel: Vec<Problem>,

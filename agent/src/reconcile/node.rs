@@ -54,15 +54,14 @@ impl<S: Source> Reconciler<S> {
         let Some(node) = records.nodes.get(&self.config.node_name) else {
             let message =
                 "not in the source: add the object, or correct --node-name; until then nothing changes";
-            self.problems.peers = vec![self.node_problem(message)];
+            self.problems.node = vec![self.node_problem(message)];
             return Ok(false);
         };
         match NodeNetwork::set_up(&self.config, node).await {
             Ok(network) => self.network = Some(network),
             Err(error) if error.is_final() => return Err(error.into()),
             Err(error) => {
-                self.problems.peers =
-                    vec![self.node_problem(&format!("{error}; until then nothing changes"))];
+                self.problems.node = vec![self.node_problem(&format!("{error}; until then nothing changes"))];
                 self.keeping.retry_at = Some(Instant::now() + RETRY);
                 return Ok(false);
             }
@@ -103,7 +102,7 @@ impl<S: Source> Reconciler<S> {
             self.announce_node();
         }
         problems.extend(self.keeping.problems.iter().cloned());
-        self.problems.peers = problems;
+        self.problems.node = problems;
         self.send_peers(peers, peers::is_alone(&self.config, &records));
     }
 
