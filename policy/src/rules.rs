@@ -147,7 +147,7 @@ pub struct HttpRule {
     pub index: u32,
     /// The method.
     pub method: Option<Pattern>,
-    /// The path with its query, in the form of [`crate::judged_path`].
+    /// The path with its query; each reading of it must match some rule.
     pub path: Option<Pattern>,
     /// The authority, with its port if the client sent one; case counts.
     pub host: Option<Pattern>,
@@ -156,11 +156,11 @@ pub struct HttpRule {
 }
 
 impl HttpRule {
-    /// Whether the request is what this rule describes.
-    pub fn matches(&self, request: &RequestHead<'_>) -> bool {
+    /// Whether the request is what this rule describes, if its target is read as `path`.
+    pub fn matches(&self, request: &RequestHead<'_>, path: &str) -> bool {
         let fits = |pattern: &Option<Pattern>, text| pattern.as_ref().is_none_or(|p| p.matches(text));
         fits(&self.method, request.method)
-            && fits(&self.path, request.path)
+            && fits(&self.path, path)
             && fits(&self.host, request.host)
             && self.headers.iter().all(|header| header.matches(request.headers))
     }

@@ -36,6 +36,8 @@ counters! {
     denied;
     /// Requests refused as malformed or ambiguous.
     malformed;
+    /// Requests refused because servers can read their target in more ways than are judged.
+    too_many_readings;
     /// Requests or connections ended because a new snapshot forbids them.
     ended_by_policy;
     /// Upstream connections with the client's own address and port.

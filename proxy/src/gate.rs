@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 use policy::{
-    DirectionDecision, Flow, IdentityId, Protocol, RequestHead, RequestPolicy, Scope, Verdict, identity,
+    DirectionDecision, Flow, IdentityId, Protocol, Readings, RequestHead, RequestPolicy, Scope,
+    TargetProblem, Verdict, identity,
 };
 
 use crate::policies::Policies;
@@ -38,7 +39,7 @@ struct Known {
 pub struct Subject<'a> {
     /// Its method.
     pub method: &'a str,
-    /// Path and query as they came.
+    /// Its target as it came.
     pub target: &'a str,
     /// Its authority.
     pub host: &'a str,
@@ -97,15 +98,19 @@ impl Gate {
         Self { policies, client, destination, known: RefCell::new(None) }
     }
 
-    /// Judges a request. A path that cannot be judged is a refusal too.
+    /// Judges a request. A malformed target is a refusal too.
     pub fn judge(&self, subject: &Subject<'_>) -> Judgement {
         self.with(|known| {
             let Some(known) = known else { return Judgement::refused(Refusal::NoSnapshot) };
-            let Ok(path) = policy::judged_path(subject.target) else {
-                return known.judgement(Some(Refusal::Malformed("Ambiguous path")));
+            let target = match Readings::of(subject.target) {
+                Ok(target) => target,
+                Err(TargetProblem::TooManyReadings) => {
+                    return known.judgement(Some(Refusal::TooManyReadings));
+                }
+                Err(problem) => return known.judgement(Some(Refusal::Malformed(problem.text()))),
             };
             let Subject { method, host, headers, .. } = *subject;
-            let decision = known.policy.decide(&RequestHead { method, path: &path, host, headers });
+            let decision = known.policy.decide(&RequestHead { method, target: &target, host, headers });
             let refusal = (decision.verdict != Verdict::Allowed).then_some(Refusal::Denied);
             Judgement { egress: decision.egress, ingress: decision.ingress, ..known.judgement(refusal) }
         })

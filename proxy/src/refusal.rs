@@ -1,5 +1,7 @@
 //! Why a request was not forwarded, and what its client is told.
 
+use policy::TargetProblem;
+
 /// A request, or the bytes where one should have been, that is not forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
@@ -9,6 +11,8 @@ pub enum Refusal {
     NoSnapshot,
     /// Malformed or ambiguous, and in what. RFC 9112 is cited where it is one of its rules.
     Malformed(&'static str),
+    /// A target that servers can read in more ways than are judged.
+    TooManyReadings,
     /// More bytes or fields than a head may have.
     HeadTooLarge,
     /// `Expect` with something else than `100-continue` (RFC 9110 section 10.1.1).
@@ -28,7 +32,7 @@ impl Refusal {
     pub const fn status(self) -> (u16, &'static str) {
         match self {
             Self::Denied | Self::NoSnapshot => (403, "Forbidden"),
-            Self::Malformed(_) => (400, "Bad Request"),
+            Self::Malformed(_) | Self::TooManyReadings => (400, "Bad Request"),
             Self::HeadTooLarge => (431, "Request Header Fields Too Large"),
             Self::Expectation => (417, "Expectation Failed"),
             Self::Connect => (405, "Method Not Allowed"),
@@ -44,7 +48,7 @@ impl Refusal {
             Self::Denied | Self::NoSnapshot => 7,
             Self::Unreachable | Self::BadGateway | Self::NoRoom => 14,
             Self::Connect => 12,
-            Self::Malformed(_) | Self::HeadTooLarge | Self::Expectation => 13,
+            Self::Malformed(_) | Self::TooManyReadings | Self::HeadTooLarge | Self::Expectation => 13,
         }
     }
 
@@ -53,6 +57,7 @@ impl Refusal {
         match self {
             Self::Denied | Self::NoSnapshot => "Access denied",
             Self::Malformed(what) => what,
+            Self::TooManyReadings => TargetProblem::TooManyReadings.text(),
             Self::HeadTooLarge => "Request head too large",
             Self::Expectation => "Unknown expectation",
             Self::Connect => "CONNECT is not forwarded",
@@ -68,6 +73,7 @@ impl Refusal {
             Self::Denied => "policy_denied",
             Self::NoSnapshot => "no_snapshot",
             Self::Malformed(_) => "bad_request",
+            Self::TooManyReadings => "too_many_readings",
             Self::HeadTooLarge => "head_too_large",
             Self::Expectation => "expectation_failed",
             Self::Connect => "connect_refused",

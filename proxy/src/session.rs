@@ -231,6 +231,7 @@ impl<C> Session<C> {
             Refusal::Denied | Refusal::NoSnapshot => self.counters().denied.add(),
             Refusal::Unreachable | Refusal::BadGateway => {}
             Refusal::NoRoom => self.counters().buffers_full.add(),
+            Refusal::TooManyReadings => self.counters().too_many_readings.add(),
             _ => self.counters().malformed.add(),
         }
         running.note(|record| {

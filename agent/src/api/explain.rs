@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use api::agent::{DirectionVerdict, ExplainRequest, ExplainResponse, HttpRequest, HttpVerdict};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use policy::{
-    Direction, DirectionDecision, EndpointPolicy, Flow, Protocol, RequestHead, Scope, Snapshot, Verdict,
-    judged_path,
+    Direction, DirectionDecision, EndpointPolicy, Flow, Protocol, Readings, RequestHead, Scope, Snapshot,
+    Verdict,
 };
 use tonic::Status;
 
@@ -32,19 +32,24 @@ pub(super) fn explain(snapshot: &Snapshot, request: &ExplainRequest) -> Result<E
     let mut http = None;
     if let (Some(asked), true) = (&request.http, verdict != Verdict::Denied) {
         let headers = headers(asked)?;
-        match judged_path(&asked.path) {
+        match Readings::of(&asked.path) {
             Err(problem) => {
                 verdict = Verdict::Denied;
-                http = Some(http_verdict(Verdict::Denied, 400, &format!("path: {problem}")));
+                http = Some(http_verdict(Verdict::Denied, 400, problem.text()));
             }
-            Ok(path) => {
-                let head =
-                    RequestHead { method: &asked.method, path: &path, host: &asked.host, headers: &headers };
+            Ok(target) => {
+                let head = RequestHead {
+                    method: &asked.method,
+                    target: &target,
+                    host: &asked.host,
+                    headers: &headers,
+                };
                 let decision = policy.decide(&head);
                 let judged = verdict == Verdict::Redirected;
                 verdict = decision.verdict;
                 (egress, ingress) = (decision.egress, decision.ingress);
-                http = Some(request_verdict(verdict, judged));
+                let reading = policy.denied_reading(&head).filter(|reading| *reading != asked.path);
+                http = Some(request_verdict(verdict, judged, reading));
             }
         }
     }
@@ -90,9 +95,17 @@ fn http_verdict(verdict: Verdict, status: u32, reason: &str) -> HttpVerdict {
     HttpVerdict { verdict: verdict.name().to_owned(), status, reason: reason.to_owned() }
 }
 
-fn request_verdict(verdict: Verdict, judged: bool) -> HttpVerdict {
+/// `reading`: what no rule allows, if that is not the target as it is asked about.
+fn request_verdict(verdict: Verdict, judged: bool, reading: Option<&str>) -> HttpVerdict {
     match (verdict, judged) {
-        (Verdict::Denied, _) => http_verdict(verdict, 403, "no rule on requests allows it"),
+        (Verdict::Denied, _) => match reading {
+            Some(reading) => {
+                let reason =
+                    format!("servers may read the path as {reading}, which no rule on requests allows");
+                http_verdict(verdict, 403, &reason)
+            }
+            None => http_verdict(verdict, 403, "no rule on requests allows it"),
+        },
         (_, true) => http_verdict(verdict, 200, "a rule on requests allows it; the server answers"),
         (_, false) => {
             http_verdict(verdict, 200, "requests on this connection are not judged; the server answers")
@@ -221,7 +234,8 @@ mod tests {
         assert_eq!(answer("client", Some(("GET", "/a"))), ("allowed".into(), 0, 0, 200));
         assert_eq!(answer("client", Some(("POST", "/b"))), ("allowed".into(), 0, 1, 200));
         assert_eq!(answer("client", Some(("DELETE", "/a"))), ("denied".into(), 0, -1, 403));
-        assert_eq!(answer("client", Some(("GET", "/%2f"))), ("denied".into(), 0, -1, 400));
+        assert_eq!(answer("client", Some(("GET", "/%2f"))), ("denied".into(), 0, -1, 403));
+        assert_eq!(answer("client", Some(("GET", "/../a"))), ("denied".into(), 0, -1, 400));
         assert_eq!(answer("other", Some(("GET", "/a"))), ("denied".into(), -1, -1, 0));
     }
 

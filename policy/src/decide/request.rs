@@ -3,7 +3,7 @@ use std::sync::Arc;
 use http::HeaderMap;
 
 use super::connection::{ConnectionDecision, DirectionDecision, Flow, Verdict};
-use crate::{Direction, EndpointPolicy, IdentityId, Protocol, Ruleset, Snapshot};
+use crate::{Direction, EndpointPolicy, HttpRule, IdentityId, Protocol, Readings, Rule, Ruleset, Snapshot};
 
 /// Whose verdicts count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,8 +19,8 @@ pub enum Scope {
 pub struct RequestHead<'a> {
     /// Its method.
     pub method: &'a str,
-    /// Path and query as [`crate::judged_path`] gives them.
-    pub path: &'a str,
+    /// Its target, in every form in which a server may see it: all of them must be allowed.
+    pub target: &'a Readings<'a>,
     /// Its authority; case counts, and so does a port.
     pub host: &'a str,
     /// Its headers.
@@ -105,6 +105,11 @@ impl RequestPolicy {
         RequestDecision { verdict, egress, ingress }
     }
 
+    /// The reading that makes the verdict a denial; None if it is allowed, or denied whatever its target.
+    pub fn denied_reading<'a>(&self, request: &'a RequestHead<'_>) -> Option<&'a str> {
+        [&self.0.egress, &self.0.ingress].into_iter().flatten().find_map(|side| side.denied_reading(request))
+    }
+
     /// The verdict on the connection itself, with only the ends that are judged here.
     pub fn connection(&self) -> &ConnectionDecision {
         &self.0.connection
@@ -132,13 +137,28 @@ impl Side {
         if self.decision.verdict != Verdict::Redirected {
             return self.decision.clone();
         }
-        let rules = &self.ruleset.direction(self.direction).rules;
-        for rule in self.rules.iter().filter_map(|&index| rules.get(index)) {
-            if let Some(found) = rule.http.iter().flatten().find(|http| http.matches(request)) {
-                let origin = rule.origin.with_http_rule(found.index);
-                return DirectionDecision { verdict: Verdict::Allowed, origin, enforced: true };
+        let mut readings = request.target.iter();
+        let as_it_came = readings.next().and_then(|path| self.allows(request, path));
+        match as_it_came.filter(|_| readings.all(|path| self.allows(request, path).is_some())) {
+            Some((rule, http)) => {
+                let origin = rule.origin.with_http_rule(http.index);
+                DirectionDecision { verdict: Verdict::Allowed, origin, enforced: true }
             }
+            None => DirectionDecision { verdict: Verdict::Denied, ..self.decision.clone() },
         }
-        DirectionDecision { verdict: Verdict::Denied, ..self.decision.clone() }
+    }
+
+    /// The rule that allows the request if its target is read as `path`.
+    fn allows(&self, request: &RequestHead<'_>, path: &str) -> Option<(&Rule, &HttpRule)> {
+        let rules = &self.ruleset.direction(self.direction).rules;
+        self.rules.iter().filter_map(|&index| rules.get(index)).find_map(|rule| {
+            let found = rule.http.iter().flatten().find(|http| http.matches(request, path))?;
+            Some((rule, found))
+        })
+    }
+
+    fn denied_reading<'a>(&self, request: &'a RequestHead<'_>) -> Option<&'a str> {
+        let judges = self.decision.verdict == Verdict::Redirected;
+        request.target.iter().find(|path| judges && self.allows(request, path).is_none())
     }
 }

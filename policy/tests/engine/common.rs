@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use http::HeaderMap;
 use policy::{
-    Flow, Identities, NamedPort, Node, Pod, PolicyKind, PolicyObject, Problem, Protocol, RequestDecision,
-    RequestHead, Scope, Snapshot, Verdict, World, compile,
+    Flow, Identities, NamedPort, Node, Pod, PolicyKind, PolicyObject, Problem, Protocol, Readings,
+    RequestDecision, RequestHead, Scope, Snapshot, Verdict, World, compile,
 };
 use serde_json::{Value, json};
 
@@ -113,7 +113,8 @@ pub(crate) fn request(
     for (name, value) in headers {
         map.append(http::HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
     }
-    let head = RequestHead { method, path, host: "server", headers: &map };
+    let target = Readings::of(path).unwrap();
+    let head = RequestHead { method, target: &target, host: "server", headers: &map };
     snapshot.request_policy(flow, Scope::Cluster).decide(&head)
 }
 

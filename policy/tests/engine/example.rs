@@ -108,7 +108,8 @@ fn requests_of_a_denied_connection_are_denied() {
     assert_eq!(request(&snapshot, &to_api(CLIENT, 8080), "GET", "/healthz", &[]).verdict, Verdict::Denied);
     let nobody_here = flow(OUTSIDE, GRPC, Protocol::Tcp, 80);
     let headers = http::HeaderMap::new();
-    let head = policy::RequestHead { method: "GET", path: "/", host: "x", headers: &headers };
+    let target = policy::Readings::of("/").unwrap();
+    let head = policy::RequestHead { method: "GET", target: &target, host: "x", headers: &headers };
     let here = snapshot.request_policy(&nobody_here, Scope::ThisNode);
     assert_eq!(here.decide(&head).verdict, Verdict::Denied);
     assert_eq!(here.connection().verdict, Verdict::Denied);

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use http::HeaderMap;
 use policy::{
-    Direction, Flow, Identities, Labels, Pod, PolicyKind, PolicyObject, Protocol, RequestHead, Scope,
-    Snapshot, Verdict, World, compile,
+    Direction, Flow, Identities, Labels, Pod, PolicyKind, PolicyObject, Protocol, Readings, RequestHead,
+    Scope, Snapshot, Verdict, World, compile,
 };
 use proptest::prelude::*;
 use regex::Regex;
@@ -306,7 +306,9 @@ fn disagreement(world: &World, snapshot: &Snapshot) -> Option<String> {
                 let connection = policy.connection().clone();
                 let verdict = side(connection.egress, connection.ingress).unwrap().verdict;
                 for (method, path) in [("GET", "/a"), ("GET", "/ax"), ("POST", "/b"), ("PUT", "/c/x")] {
-                    let decision = policy.decide(&RequestHead { method, path, host: "h", headers: &headers });
+                    let target = Readings::of(path).unwrap();
+                    let head = RequestHead { method, target: &target, host: "h", headers: &headers };
+                    let decision = policy.decide(&head);
                     let request =
                         side(decision.egress, decision.ingress).unwrap().verdict == Verdict::Allowed;
                     let question = Question { pod, peer: *peer, direction, protocol, port, method, path };
@@ -368,9 +370,12 @@ fn allows_more(world: &World, one: &Snapshot, other: &Snapshot) -> Option<String
     let reach = |snapshot: &Snapshot, flow: &Flow| {
         let policy = snapshot.request_policy(flow, Scope::Cluster);
         let headers = HeaderMap::new();
-        let head = |(method, path)| RequestHead { method, path, host: "h", headers: &headers };
         let requests = [("GET", "/a"), ("POST", "/b"), ("PUT", "/c/x")];
-        let allowed = requests.map(|request| policy.decide(&head(request)).verdict == Verdict::Allowed);
+        let allowed = requests.map(|(method, path)| {
+            let target = Readings::of(path).unwrap();
+            let head = RequestHead { method, target: &target, host: "h", headers: &headers };
+            policy.decide(&head).verdict == Verdict::Allowed
+        });
         (policy.connection().verdict, allowed)
     };
     let outside = [common::NODE_2, common::NOBODY, common::OUTSIDE].map(|text| text.parse().unwrap());

@@ -19,6 +19,8 @@ pub(crate) struct RequestHead {
     /// What is forwarded: as it came, but for fields of this connection only.
     pub(crate) forwarded: Bytes,
     method: Bytes,
+    /// As it came: judged. An absolute one has an authority before its path.
+    target: Bytes,
     path: Bytes,
     host: Bytes,
     /// The forwarded fields, for policy.
@@ -84,6 +86,7 @@ impl RequestHead {
         let (edits, headers) = split(&raw, fields, &special, &hop, offers_upgrade)?;
         Ok(Self {
             method: raw.slice_ref(method.as_bytes()),
+            target: raw.slice_ref(text.as_bytes()),
             path: part(&raw, target.path),
             host: part(&raw, host),
             forwarded: edits.apply(raw.clone()),
@@ -100,7 +103,7 @@ impl RequestHead {
     pub(crate) fn subject(&self) -> Subject<'_> {
         Subject {
             method: text(&self.method),
-            target: text(&self.path),
+            target: text(&self.target),
             host: text(&self.host),
             headers: &self.headers,
         }
@@ -131,7 +134,7 @@ fn part(raw: &Bytes, piece: &str) -> Bytes {
     raw.slice_ref(piece.as_bytes())
 }
 
-/// Only pieces that were found to be ASCII get here.
+/// Only pieces that were found to be UTF-8 get here.
 fn text(bytes: &Bytes) -> &str {
     std::str::from_utf8(bytes).unwrap_or_default()
 }
