@@ -19,9 +19,9 @@ pub const REMOTE_NODE: IdentityId = 6;
 /// Numbers below are reserved.
 pub const FIRST_LOCAL: IdentityId = 256;
 
-/// Identities that are kept for their labels to come back. As many as Cilium has for a whole cluster; beyond, those
-/// that no pod has are forgotten (and their labels get a new number when they return).
-const MAX_KEPT: usize = 65_536;
+/// Identities without a pod that are kept in case their labels come back: the pods of a few roll-outs. Every new
+/// identity writes the whole file again, so what is kept costs each change. Labels that return later get a new number.
+const MAX_UNUSED: usize = 1024;
 
 /// Name of a reserved identity, as Cilium prints it without `reserved:`.
 pub const fn reserved_name(identity: IdentityId) -> Option<&'static str> {
@@ -139,10 +139,53 @@ impl Identities {
         number
     }
 
-    /// Forgets what is not in use, once there is too much of it.
+    /// Forgets identities that no pod has, the lowest numbers first, once there are more than [`MAX_UNUSED`]. Half of
+    /// these stay, so that the next new identity does not sort them again.
     pub(crate) fn forget_unused<T>(&mut self, in_use: &BTreeMap<IdentityId, T>) {
-        if self.numbers.len() > MAX_KEPT {
-            self.numbers.retain(|_, number| in_use.contains_key(number));
+        if self.numbers.len() <= in_use.len() + MAX_UNUSED {
+            return;
         }
+        let mut unused: Vec<_> =
+            self.numbers.values().copied().filter(|number| !in_use.contains_key(number)).collect();
+        unused.sort_unstable();
+        let kept_from = unused.len().saturating_sub(MAX_UNUSED / 2);
+        if let Some(&first_kept) = unused.get(kept_from) {
+            self.numbers.retain(|_, number| *number >= first_kept || in_use.contains_key(number));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(app: usize) -> IdentityFacts {
+        IdentityFacts {
+            namespace: "shop".to_owned(),
+            pod_labels: [("app".to_owned(), app.to_string())].into(),
+            namespace_labels: Labels::new(),
+            service_account: String::new(),
+            named_ports: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn unused_identities_are_forgotten_and_no_number_is_given_twice() {
+        let mut identities = Identities::default();
+        let stays = identities.number(&facts(0));
+        let in_use = BTreeMap::from([(stays, ())]);
+        let mut given = HashSet::from([stays]);
+        let mut most = 0;
+        for app in 1..10 * MAX_UNUSED {
+            assert!(given.insert(identities.number(&facts(app))), "identity of app {app}");
+            identities.forget_unused(&in_use);
+            most = most.max(identities.numbers.len());
+        }
+        assert!(most <= MAX_UNUSED + 2, "{most} entries");
+        assert_eq!(identities.number(&facts(0)), stays);
+        let newest = 10 * MAX_UNUSED - 1;
+        let known = identities.number(&facts(newest));
+        assert!(given.contains(&known), "the newest unused identity is kept");
+        assert!(given.insert(identities.number(&facts(1))), "a forgotten identity gets a new number");
     }
 }

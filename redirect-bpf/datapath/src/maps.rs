@@ -7,7 +7,8 @@ use aya::Pod;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray};
 use layout::{
-    Addr, Config, ConnectionEntry, ConnectionKey, Endpoint, Reason, RuleKey, RuleValue, limits, verdict,
+    Addr, Config, ConnectionEntry, ConnectionKey, Endpoint, Reason, RuleKey, RuleValue, config_flag, limits,
+    verdict,
 };
 
 use crate::Error;
@@ -78,11 +79,27 @@ impl Maps {
         })
     }
 
-    /// Writes the node's configuration; in force for the next packet.
+    /// Writes the node's configuration; in force for the next packet. `config_flag::SWAPPING` stays as it is in the
+    /// map: it belongs to [`crate::lower::Plan::apply`] alone.
     ///
     /// # Errors
     /// [`Error::Invalid`] if `slots` is no number of listeners, [`Error::Map`] if the kernel refuses.
     pub fn set_config(&mut self, config: &Config) -> Result<(), Error> {
+        let swapping = self.config()?.flags & config_flag::SWAPPING;
+        self.write_config(&Config { flags: config.flags & !config_flag::SWAPPING | swapping, ..*config })
+    }
+
+    /// Says whether the maps hold a mixture of two policies.
+    ///
+    /// # Errors
+    /// As [`Self::set_config`].
+    pub fn set_swapping(&mut self, swapping: bool) -> Result<(), Error> {
+        let config = self.config()?;
+        let flag = if swapping { config_flag::SWAPPING } else { 0 };
+        self.write_config(&Config { flags: config.flags & !config_flag::SWAPPING | flag, ..config })
+    }
+
+    fn write_config(&mut self, config: &Config) -> Result<(), Error> {
         if !(1..=limits::LISTENERS).contains(&config.slots) {
             let problem = format!("{} listeners; 1 to {} are possible", config.slots, limits::LISTENERS);
             return Err(Error::Invalid { field: "slots", problem });

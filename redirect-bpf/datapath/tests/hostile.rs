@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use common::packets::{ACK, SYN, bare_frag_needed, bare_udp, frame, icmp, tcp, tcp_with_data, udp};
 use common::*;
 use datapath::Program;
-use layout::{Endpoint, Reason, RuleKey, config_flag, direction, endpoint_flag, identity, verdict};
+use layout::{Endpoint, Reason, RuleKey, direction, endpoint_flag, identity, verdict};
 
 const CLIENT: (Ipv4Addr, u16) = (POD_A, 40_000);
 const SERVER: (Ipv4Addr, u16) = (POD_B, 80);
@@ -174,7 +174,7 @@ fn half_of_two_policies_ends_no_connection() {
     bench.allow_into_b(IDENTITY_A, 80);
     assert_eq!(bench.a_sends(&tcp(CLIENT, SERVER, SYN)).action, REDIRECT);
     // The old rule is gone, the new one not there yet.
-    bench.set_config(|config| config.flags |= config_flag::SWAPPING);
+    bench.datapath.maps.set_swapping(true).unwrap();
     let key = rule_key(RULES_B, direction::INGRESS, IDENTITY_A, TCP, 80);
     bench.datapath.maps.remove_rule(RuleKey::BITS_EXACT, &key).unwrap();
     bench.protect_b();
@@ -182,7 +182,7 @@ fn half_of_two_policies_ends_no_connection() {
     assert_eq!(bench.a_sends(&tcp(CLIENT, SERVER, ACK)).action, DROP);
     assert_eq!(bench.refusal().0, Reason::Swapping);
     bench.allow_into_b(IDENTITY_A, 80);
-    bench.set_config(|_| {});
+    bench.datapath.maps.set_swapping(false).unwrap();
     assert_eq!(bench.a_sends(&tcp(CLIENT, SERVER, ACK)).action, REDIRECT, "sent again");
     // What is denied once all is written is reset.
     bench.datapath.maps.remove_rule(RuleKey::BITS_EXACT, &key).unwrap();

@@ -10,7 +10,7 @@ use aya::programs::TcAttachType;
 use common::packets::{SYN, tcp};
 use common::*;
 use datapath::{Attachment, Datapath, Error, Events, Listeners, Maps, Program, Rule, remove_pins};
-use layout::{Config, Endpoint, RuleKey, direction, event_kind, limits, verdict};
+use layout::{Config, Endpoint, RuleKey, config_flag, direction, event_kind, limits, verdict};
 
 const CLIENT: (std::net::Ipv4Addr, u16) = (POD_A, 40_000);
 const SERVER: (std::net::Ipv4Addr, u16) = (POD_B, 80);
@@ -274,4 +274,23 @@ fn a_process_in_another_network_namespace_detaches_nothing() {
         datapath.attachments().unwrap()
     });
     assert_eq!(elsewhere.join().unwrap(), attached);
+}
+
+#[test]
+fn a_swap_that_failed_half_way_is_known_until_a_plan_is_carried_out() {
+    let Some(mut bench) = bench("l-swapping") else { return };
+    let swapping =
+        |bench: &common::Bench| bench.datapath.maps.config().unwrap().flags & config_flag::SWAPPING != 0;
+    assert!(!swapping(&bench));
+    let refused = Rule { prefix_len: 96, key: RuleKey::default(), verdict: 3, origin: 0 };
+    let plan = datapath::lower::Plan { add: vec![refused], ..Default::default() };
+    assert!(plan.apply(&mut bench.datapath.maps).is_err());
+    assert!(swapping(&bench));
+    // The agent writes the node's configuration for reasons of its own, a new listener for example.
+    bench.set_config(|config| config.slots = 2);
+    assert!(swapping(&bench), "the maps still hold half of each policy");
+    datapath::lower::Plan::default().apply(&mut bench.datapath.maps).unwrap();
+    assert!(!swapping(&bench));
+    bench.set_config(|config| config.flags |= config_flag::SWAPPING);
+    assert!(!swapping(&bench), "the flag has one writer");
 }

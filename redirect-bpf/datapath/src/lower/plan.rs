@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use layout::{Config, ConnectionEntry, Endpoint, RuleKey, config_flag, endpoint_flag, limits};
+use layout::{ConnectionEntry, Endpoint, RuleKey, endpoint_flag, limits};
 use policy::{EndpointPolicy, Ruleset, Snapshot};
 
 use super::origins::Origins;
@@ -94,11 +94,10 @@ impl Plan {
     /// # Errors
     /// The first refusal of the kernel, with the steps before it done: read the maps again with [`Installed::read`].
     pub fn apply(&self, maps: &mut Maps) -> Result<(), Error> {
-        let config = maps.config()?;
         // Left set by an error, or a death on the way: the mixture stays, until a plan is carried out to its end.
-        maps.set_config(&Config { flags: config.flags | config_flag::SWAPPING, ..config })?;
+        maps.set_swapping(true)?;
         self.write(maps)?;
-        maps.set_config(&Config { flags: config.flags & !config_flag::SWAPPING, ..config })
+        maps.set_swapping(false)
     }
 
     fn write(&self, maps: &mut Maps) -> Result<(), Error> {
