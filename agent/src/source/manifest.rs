@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use policy::{Labels, NamedPort, Node, Pod, PolicyKind, PolicyObject, Protocol};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::{PodName, Records};
@@ -83,10 +83,15 @@ struct Metadata {
     labels: Option<Labels>,
 }
 
+/// A field that is written without a value is absent, as the API server reads it: templates render empty lists so.
+fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(field: D) -> Result<T, D::Error> {
+    Option::deserialize(field).map(Option::unwrap_or_default)
+}
+
 #[derive(Deserialize)]
 struct NodeObject {
     spec: NodeSpec,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     status: NodeObjectStatus,
 }
 
@@ -95,13 +100,13 @@ struct NodeObject {
 struct NodeSpec {
     #[serde(rename = "podCIDR")]
     pod_cidr: Option<IpNet>,
-    #[serde(default, rename = "podCIDRs")]
+    #[serde(default, deserialize_with = "or_default", rename = "podCIDRs")]
     pod_cidrs: Vec<IpNet>,
 }
 
 #[derive(Default, Deserialize)]
 struct NodeObjectStatus {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     addresses: Vec<NodeAddress>,
 }
 
@@ -114,7 +119,7 @@ struct NodeAddress {
 #[derive(Deserialize)]
 struct PodObject {
     spec: PodSpec,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     status: PodObjectStatus,
 }
 
@@ -123,17 +128,17 @@ struct PodObject {
 struct PodSpec {
     node_name: Option<String>,
     service_account_name: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     host_network: bool,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     containers: Vec<Container>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     init_containers: Vec<Container>,
 }
 
 #[derive(Deserialize)]
 struct Container {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     ports: Vec<ContainerPort>,
 }
 
@@ -174,8 +179,10 @@ fn read_document(document: Value, index: usize, parsed: &mut Parsed) -> Result<(
         return Ok(());
     }
     if document["kind"] == "List" {
-        let Value::Array(items) = document["items"].clone() else {
-            return Err(format!("document {}: List: items: a sequence is needed", index + 1));
+        let items = match document["items"].clone() {
+            Value::Array(items) => items,
+            Value::Null => return Ok(()),
+            _ => return Err(format!("document {}: List: items: a sequence is needed", index + 1)),
         };
         return items.into_iter().try_for_each(|item| read_document(item, index, parsed));
     }
@@ -207,7 +214,7 @@ fn read_document(document: Value, index: usize, parsed: &mut Parsed) -> Result<(
 }
 
 fn read<T: DeserializeOwned>(document: &Value) -> Result<T, String> {
-    T::deserialize(document).map_err(|error| error.to_string())
+    serde_path_to_error::deserialize(document).map_err(|error| error.to_string())
 }
 
 fn node(head: Head, document: &Value) -> Result<Object, String> {
@@ -343,12 +350,30 @@ spec: {}
     }
 
     #[test]
+    fn a_field_without_a_value_is_absent() {
+        let node = "kind: Node\nmetadata: {name: a, labels: }\nspec: {podCIDR: , podCIDRs: }\nstatus: {addresses: }\n";
+        let bare_node = "kind: Node\nmetadata: {name: a}\nspec: {}\n";
+        assert_eq!(parse(node).unwrap(), parse(bare_node).unwrap());
+        assert_eq!(parse(&format!("{bare_node}status:\n")).unwrap(), parse(bare_node).unwrap());
+        let pod = "kind: Pod\nmetadata: {name: a, namespace: , uid: , labels: }\nspec:\n  nodeName:\n  hostNetwork:\n  \
+                   initContainers:\n  containers:\n  - name: c\n    ports:\nstatus:\n";
+        let bare_pod = "kind: Pod\nmetadata: {name: a}\nspec: {}\n";
+        assert_eq!(parse(pod).unwrap(), parse(bare_pod).unwrap());
+        assert_eq!(parse("kind: List\nitems:\n").unwrap(), Parsed::default());
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         for (text, word) in [
             ("kind: [", "line"),
             ("kind: Pod\nmetadata: {}\nspec: {}\n", "name"),
             ("kind: Pod\nmetadata: {name: ../up}\nspec: {}\n", "metadata.name"),
             ("kind: Pod\nmetadata: {name: a}\n", "spec"),
+            (
+                "kind: Pod\nmetadata: {name: a}\nspec: {containers: [{ports: 80}]}\n",
+                "spec.containers[0].ports",
+            ),
+            ("kind: Pod\nmetadata: {name: a, labels: {app: }}\nspec: {}\n", "metadata.labels.app"),
             ("kind: Node\nmetadata: {name: a}\nspec: {podCIDR: nonsense}\n", "Node a"),
             (
                 "kind: Node\nmetadata: {name: a}\nspec: {}\nstatus: {addresses: [{type: InternalIP, address: x}]}\n",
