@@ -23,11 +23,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use nix::fcntl::{Flock, FlockArg};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 
 use crate::config::Config;
 use crate::flows::Flows;
-use crate::reconcile::{ReconcileError, Reconciler};
+use crate::reconcile::{ReconcileError, Reconciler, Request};
 use crate::source::FolderSource;
 
 /// Why the agent ended.
@@ -53,6 +55,9 @@ pub enum AgentError {
     /// Events or counters of the datapath.
     #[error(transparent)]
     Datapath(#[from] datapath::Error),
+    /// SIGHUP cannot be received.
+    #[error("signals: {0}")]
+    Signal(#[source] io::Error),
     /// A part of it panicked.
     #[error("a part of the agent ended: {0}")]
     Part(#[from] JoinError),
@@ -80,6 +85,17 @@ pub fn lock_state(config: &Config) -> Result<StateLock, AgentError> {
     }
 }
 
+/// SIGHUP: the node is looked at now. Options are read at the start only.
+async fn answer_hangups(requests: mpsc::Sender<Request>) -> Result<(), AgentError> {
+    let mut hangup = signal(SignalKind::hangup()).map_err(AgentError::Signal)?;
+    while hangup.recv().await.is_some() {
+        tracing::info!("SIGHUP: looking at the node; options are read at the start only");
+        // The reconciler is gone only when the agent ends.
+        let _ = requests.send(Request::Look).await;
+    }
+    Ok(())
+}
+
 /// Runs the agent with the folder source until something breaks. What is in force stays in force when it ends.
 ///
 /// # Errors
@@ -93,6 +109,7 @@ pub async fn run(config: &Config, _lock: &StateLock) -> Result<(), AgentError> {
     let api = api::serve(config, handle.clone(), Arc::clone(&flows), maps);
     // Tasks of their own: the reconciler blocks its thread while it writes to the kernel, and answers go on meanwhile.
     let mut parts = JoinSet::new();
+    parts.spawn(answer_hangups(handle.requests.clone()));
     parts.spawn(async move { Ok(reconciler.run().await?) });
     parts.spawn(async move { Ok(flows.add_events(events, &handle).await?) });
     tokio::select! {

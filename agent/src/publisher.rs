@@ -48,8 +48,11 @@ async fn publish_all<S: Source>(
 ) {
     'next: while let Some(announcement) = waiting.recv().await {
         while let Err(error) = source.publish(&announcement).await {
-            tracing::warn!(%error, ?announcement, "not announced yet");
-            problem.send_replace(Some(error.to_string()));
+            let message = error.to_string();
+            let last = problem.send_replace(Some(message.clone()));
+            if last.as_ref() != Some(&message) {
+                tracing::warn!(%error, ?announcement, "cannot be announced; tried again each second");
+            }
             // The others must not wait for it for ever. The agent's regular comparison brings it up again.
             if error.is_final() {
                 continue 'next;

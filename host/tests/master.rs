@@ -421,6 +421,9 @@ fn sigterm_drains_then_exits_zero_and_leaves_no_file() {
     let worker = serving(address);
     let open = connect(address);
     serving(address);
+    // Neither ends by it; the drain below is still the one that SIGTERM asks for.
+    send_signal(worker, Signal::SIGHUP);
+    master.signal(Signal::SIGHUP);
     send_signal(worker, Signal::SIGTERM);
     master.signal(Signal::SIGTERM);
     std::thread::sleep(Duration::from_millis(100));

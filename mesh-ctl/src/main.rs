@@ -12,7 +12,13 @@ fn main() -> ExitCode {
     // The supervisor's words are its log. For all other commands they would stand in the way of the answer.
     let level = if commands::is_supervisor(&cli) { "info" } else { "off" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    // A log that cannot be written (a full disk) is lost; the subscriber's report of that panics.
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .log_internal_errors(false)
+        .init();
     match commands::run(cli) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {

@@ -14,7 +14,13 @@ const DEFAULT_LOG: &str = "info,boringtun=off";
 fn main() -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
     let terminal = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(terminal).with_writer(std::io::stderr).init();
+    // A log that cannot be written (a full disk) is lost; the subscriber's report of that panics.
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(terminal)
+        .log_internal_errors(false)
+        .init();
     let options = Options::parse();
     let print = options.print_config;
     let config = options.resolve()?;

@@ -44,19 +44,18 @@ pub enum JournalError {
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
-    file: File,
+    /// None until it could be rewritten: the next line is written with the whole file.
+    file: Option<File>,
     clock: Clock,
     contents: Contents,
     dead_lines: usize,
-    /// A line may have been written in part: the file must be rewritten before anything is added.
-    torn: bool,
 }
 
 impl Journal {
     /// Opens the journal, or makes an empty one. Returns what in it could not be read, for people.
     ///
     /// # Errors
-    /// The file cannot be read or rewritten.
+    /// The file is there and cannot be read.
     pub fn open(path: &Path) -> Result<(Self, Vec<String>), JournalError> {
         let failed =
             |source| JournalError::Io { action: "tell the time for it", path: path.to_owned(), source };
@@ -70,8 +69,11 @@ impl Journal {
             Err(source) => return Err(JournalError::Io { action: "read it", path: path.to_owned(), source }),
         };
         let (contents, problems) = Contents::parse(&bytes, &clock.now());
-        let file = rewrite(path, &contents)?;
-        Ok((Self { path: path.to_owned(), file, clock, contents, dead_lines: 0, torn: false }, problems))
+        // On a full disk what pods have goes on; only new addresses cannot be given.
+        let file = rewrite(path, &contents)
+            .map_err(|error| tracing::warn!(%error, "the journal is as the agent before left it"))
+            .ok();
+        Ok((Self { path: path.to_owned(), file, clock, contents, dead_lines: 0 }, problems))
     }
 
     /// What time it is for [`Self::release`] and [`Self::released`].
@@ -108,17 +110,24 @@ impl Journal {
     }
 
     fn append(&mut self, line: Line) -> Result<(), JournalError> {
-        if self.torn || self.dead_lines > MAX_DEAD_LINES {
-            self.file = rewrite(&self.path, &self.contents)?;
-            (self.torn, self.dead_lines) = (false, 0);
-        }
+        let mut file = match self.file.take().filter(|_| self.dead_lines <= MAX_DEAD_LINES) {
+            Some(file) => file,
+            None => {
+                let file = rewrite(&self.path, &self.contents)?;
+                self.dead_lines = 0;
+                file
+            }
+        };
         let mut text = serde_json::to_vec(&line)?;
         text.push(b'\n');
-        let written = self.file.write_all(&text).and_then(|()| self.file.sync_data());
-        if let Err(source) = written {
-            self.torn = true;
-            return Err(JournalError::Io { action: "write to it", path: self.path.clone(), source });
-        }
+        // After an error a line may be there in part, and the file is rewritten before another is added.
+        let written = file.write_all(&text).and_then(|()| file.sync_data());
+        written.map_err(|source| JournalError::Io {
+            action: "write to it",
+            path: self.path.clone(),
+            source,
+        })?;
+        self.file = Some(file);
         self.contents.apply(line, &self.clock.now());
         self.dead_lines += 1;
         Ok(())

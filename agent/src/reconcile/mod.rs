@@ -265,8 +265,12 @@ impl<S: Source> Reconciler<S> {
 
     /// Something failed that may succeed later.
     fn retry_later(&mut self, location: &str, error: &dyn std::fmt::Display) {
-        tracing::error!(location, %error, "will be tried again");
-        self.problems.retry = vec![Problem { location: location.to_owned(), message: error.to_string() }];
+        let problem = Problem { location: location.to_owned(), message: error.to_string() };
+        // Tried each second: one line until something else is wrong.
+        if !self.problems.retry.contains(&problem) {
+            tracing::error!(location, %error, "failed; tried again each second until it succeeds");
+        }
+        self.problems.retry = vec![problem];
         self.retry_at = Some(Instant::now() + RETRY);
     }
 

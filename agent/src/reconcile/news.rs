@@ -30,6 +30,8 @@ pub enum Request {
     Proxy(ConnectionId, ProxyNews),
     /// Of a tunnel.
     Tunnel(ConnectionId, TunnelNews),
+    /// Look at everything now that is looked at from time to time.
+    Look,
 }
 
 /// What a proxy says.
@@ -67,6 +69,7 @@ impl<S: Source> Reconciler<S> {
                 let answer = self.release(&key).await;
                 let _ = reply.send(answer);
             }
+            Request::Look => self.tick().await,
             Request::Proxy(id, ProxyNews::Ack(ack)) => self.proxy_ack(id, ack),
             Request::Proxy(id, ProxyNews::Gone) => {
                 if let Some(gone) = self.proxies.remove(&id) {

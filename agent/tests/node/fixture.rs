@@ -141,6 +141,18 @@ impl Node {
         }
     }
 
+    /// Starts the agent, with `log` as its standard error.
+    pub(crate) fn spawn_logging_to(&mut self, log: std::fs::File) {
+        let mut command = self.command();
+        command.stderr(log);
+        self.agent = Some(self.namespace.run(move || command.spawn()).unwrap().unwrap());
+    }
+
+    pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {
+        let pid = self.agent.as_ref().unwrap().id().try_into().unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
+    }
+
     /// As a crash: no chance to clean up.
     pub(crate) fn kill(&mut self) {
         let mut agent = self.agent.take().unwrap();

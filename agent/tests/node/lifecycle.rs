@@ -1,8 +1,15 @@
 //! Pods come and go, the agent is killed and comes back, and in the end nothing is left.
 
+use std::io::Write as _;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
 
+use api::agent::StatusResponse;
 use layout::endpoint_flag::{ENFORCE_EGRESS, ENFORCE_INGRESS};
+
+use nix::sys::signal::Signal;
 
 use crate::fixture::{Node, can_run, eventually, pod_manifest};
 
@@ -128,4 +135,81 @@ async fn a_second_agent_and_a_wrong_setting_are_refused() {
     node.start().await;
     let refused = tokio::time::timeout(crate::fixture::LIMIT, node.start_and_wait()).await.unwrap();
     assert!(refused.contains("another mesh-agent"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hangup_is_a_look_at_the_node() {
+    if !can_run() {
+        return;
+    }
+    let mut node = Node::new().await;
+    node.apply("pods", &pod_manifest("a"));
+    node.start().await;
+    node.add("one", "a").await;
+    let notes = node.path("state/cni/pending");
+    std::fs::create_dir_all(&notes).unwrap();
+    std::fs::write(notes.join("one_eth0.json"), r#"{"containerID":"one","ifname":"eth0"}"#).unwrap();
+    node.signal(Signal::SIGHUP);
+    // Sooner than the look that comes every ten seconds.
+    let limit = Duration::from_secs(5);
+    crate::fixture::within(limit, "the look that SIGHUP asks for", || {
+        std::fs::read_dir(&notes).unwrap().count() == 0
+    })
+    .await;
+    node.status_when("the agent still answers", limit, |status| status.snapshot_enforced > 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_ends_neither_the_agent_nor_what_is_in_force() {
+    if !can_run() {
+        return;
+    }
+    let mut node = Node::new().await;
+    let disk = Disk::mount(&node.path("state"), "1m");
+    node.apply("pods", &["a", "b"].map(pod_manifest).join("---\n"));
+    node.start().await;
+    let (address, _) = node.add("one", "a").await;
+    disk.fill();
+    node.kill();
+    // Its log stands on a full disk too.
+    node.spawn_logging_to(std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
+    let limit = crate::fixture::LIMIT;
+    let full = |status: &StatusResponse| {
+        status.problems.iter().any(|problem| problem.message.contains("No space left on device"))
+    };
+    node.status_when("a full disk is a problem", limit, full).await;
+    assert!(flags(&node, address).is_some(), "the pod is still judged by its rules");
+    let refused = node.try_allocate("two", "b").await.unwrap_err();
+    assert!(refused.message().contains("No space left on device"), "{refused}");
+    disk.clear();
+    node.status_when("no problem is left", limit, |status| status.problems.is_empty()).await;
+    node.add("two", "b").await;
+}
+
+/// A small file system; unmounted when dropped.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(at: &Path, size: &str) -> Self {
+        std::fs::create_dir_all(at).unwrap();
+        let options = format!("size={size}");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at).status();
+        assert!(mounted.unwrap().success());
+        Self(at.to_owned())
+    }
+
+    fn fill(&self) {
+        let mut file = std::fs::File::create(self.0.join("filling")).unwrap();
+        while file.write_all(&[0; 512]).is_ok() {}
+    }
+
+    fn clear(&self) {
+        std::fs::remove_file(self.0.join("filling")).unwrap();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
 }

@@ -126,6 +126,8 @@ where
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(MasterError::Setup)?;
     runtime.block_on(async {
         let mut signals = StopSignals::new().map_err(MasterError::Setup)?;
+        let hangup = signal(SignalKind::hangup()).map_err(MasterError::Setup)?;
+        tokio::spawn(answer_hangups(hangup));
         let lock = lock_start(&config.handover_socket).await?;
         let prepared = PreparedSocket::new(&config.handover_socket)?;
         let mut open = |held: &mut Descriptors| open(held).map_err(|error| MasterError::Open(error.into()));
@@ -143,6 +145,15 @@ where
         Supervisor::new(config, &descriptors, &mut open, worker).run(&socket, &mut signals).await;
         Ok(())
     })
+}
+
+/// Keeps SIGHUP, which asks other programs to read their files again, from ending this one.
+async fn answer_hangups(mut hangup: Signal) {
+    while hangup.recv().await.is_some() {
+        tracing::info!(
+            "SIGHUP changes nothing: options are read at the start; start a successor to change them"
+        );
+    }
 }
 
 /// SIGTERM and SIGINT.

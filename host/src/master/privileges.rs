@@ -75,7 +75,7 @@ impl ChildSetup {
         // SAFETY: numbers only; the descriptor is open in the child because the parent keeps it open until after exec.
         check(unsafe { libc::fcntl(self.socket, libc::F_SETFD, 0) }.into())?;
         // A supervisor that signals the whole group means the master, which then has the worker drain.
-        for signal in [libc::SIGTERM, libc::SIGINT] {
+        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
             // SAFETY: SIG_IGN is no handler; nothing runs.
             unsafe { libc::signal(signal, libc::SIG_IGN) };
         }
