@@ -34,7 +34,7 @@ pub(crate) async fn add(
             Ok(pair) => Ok(result(target, config, &pair, &allocation)),
             Err(error) => {
                 // An address whose pair cannot be removed stays taken until the DEL that follows.
-                match delete_pair(&ends, &allocation).await {
+                match delete_pair(&ends, target).await {
                     Ok(()) => release(target, config, &agent, warnings).await,
                     Err(error) => warnings.push(format!("undoing: {error}")),
                 }
@@ -70,8 +70,9 @@ async fn build(
 }
 
 /// Routes and neighbours go with the devices.
-async fn delete_pair(ends: &Ends, allocation: &Allocation) -> Result<(), CniError> {
-    if let Some(link) = ends.node.link(&allocation.host_interface).await?.filter(is_host_side) {
+async fn delete_pair(ends: &Ends, target: &Target) -> Result<(), CniError> {
+    let link = ends.node.link(&target.host_interface()).await?;
+    if let Some(link) = link.filter(|link| is_host_side(link, target)) {
         ends.node.delete_link_by_index(link.index).await?;
     }
     Ok(())

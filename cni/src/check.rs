@@ -7,7 +7,7 @@ use rscni_types::types::{CNIResult, Interface, IpConfig, Route};
 use crate::agent::Agent;
 use crate::config::Config;
 use crate::error::CniError;
-use crate::pod::{Ends, is_host_side};
+use crate::pod::Ends;
 use crate::request::Target;
 
 /// Compares `prevResult` with the kernel: both devices, the addresses and the routes of the pod, the node's route to it; and that
@@ -18,7 +18,7 @@ pub(crate) async fn check(target: &Target, config: &Config) -> Result<(), CniErr
     };
     let netns = target.netns.clone().unwrap_or_default();
     let ends = Ends::open(&netns)?;
-    let Some((pod, host)) = ends.find(&target.ifname).await? else {
+    let Some((pod, host)) = ends.find(target).await? else {
         return lost(format!("{} is not in {}, or was not made by mesh-cni", target.ifname, netns.display()));
     };
     let sandbox = netns.display().to_string();
@@ -30,7 +30,7 @@ pub(crate) async fn check(target: &Target, config: &Config) -> Result<(), CniErr
     for printed in result.interfaces.iter().filter(|interface| interface.name == host.name) {
         compare(printed, &host)?;
     }
-    if !is_host_side(&host) || !host.up {
+    if !host.up {
         return lost(format!("{} is down", host.name));
     }
     let is_ours = |ip: &&IpConfig| {

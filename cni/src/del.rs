@@ -19,7 +19,7 @@ pub(crate) async fn del(
     Step::DeleteVeth.begins();
     // First the devices, then the address: it must not be given to another pod while this one can still use it. So a kernel that
     // refuses is an error, and the runtime tries again.
-    delete_pair(target, config).await?;
+    delete_pair(target).await?;
     Step::Release.begins();
     release(target, config, warnings).await?;
     Step::Deleted.begins();
@@ -43,12 +43,12 @@ async fn release(target: &Target, config: &Config, warnings: &mut Vec<String>) -
     Ok(())
 }
 
-/// Removes the pair by its end in the pod, or by the name that ADD returned.
-async fn delete_pair(target: &Target, config: &Config) -> Result<(), CniError> {
+/// Removes the pair by its end in the pod, or by the name that every pair of this attachment has.
+async fn delete_pair(target: &Target) -> Result<(), CniError> {
     if let Some(netns) = &target.netns {
         match Ends::open(netns) {
             Ok(ends) => {
-                if let Some((_, host)) = ends.find(&target.ifname).await? {
+                if let Some((_, host)) = ends.find(target).await? {
                     ends.node.delete_link_by_index(host.index).await?;
                 }
             }
@@ -58,11 +58,9 @@ async fn delete_pair(target: &Target, config: &Config) -> Result<(), CniError> {
         }
     }
     let node = Netlink::connect()?;
-    let printed = config.prev_result.iter().flat_map(|result| &result.interfaces);
-    for interface in printed.filter(|interface| interface.sandbox.as_deref().is_none_or(str::is_empty)) {
-        if let Some(link) = node.link(&interface.name).await?.filter(is_host_side) {
-            node.delete_link_by_index(link.index).await?;
-        }
+    let left = node.link(&target.host_interface()).await?;
+    if let Some(link) = left.filter(|link| is_host_side(link, target)) {
+        node.delete_link_by_index(link.index).await?;
     }
     Ok(())
 }

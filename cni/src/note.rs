@@ -29,7 +29,9 @@ pub(crate) fn write(state_dir: &Path, target: &Target) -> Result<(), CniError> {
         let failed =
             |source| CniError::System { action: "cannot use the folder for notes to mesh-agent", source };
         fs::create_dir_all(folder).map_err(failed)?;
-        if !path.exists() && fs::read_dir(folder).map_err(failed)?.count() >= MAX_NOTES {
+        host::file::remove_left_over(folder);
+        let names = fs::read_dir(folder).map_err(failed)?.flatten().map(|entry| entry.file_name());
+        if !path.exists() && names.filter(|name| !host::file::is_temporary(name)).count() >= MAX_NOTES {
             return Err(CniError::TooManyNotes { folder: folder.to_owned(), limit: MAX_NOTES });
         }
     }
@@ -70,6 +72,11 @@ mod tests {
         for number in 1..MAX_NOTES {
             fs::write(path(state.path(), &target(number)), "").unwrap();
         }
+        // What a writer that was killed left does not count.
+        let half = path(state.path(), &target(1)).with_file_name(".c1_eth0.json.7.0.tmp");
+        fs::write(&half, "").unwrap();
+        fs::remove_file(path(state.path(), &target(1))).unwrap();
+        write(state.path(), &target(1)).unwrap();
         let error = write(state.path(), &target(MAX_NOTES)).unwrap_err();
         assert!(error.code() == 11 && error.to_string().contains("cni/pending"), "{error}");
         write(state.path(), &target(0)).unwrap();

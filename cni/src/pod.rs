@@ -11,9 +11,8 @@ use ipnet::IpNet;
 
 use crate::agent::Allocation;
 use crate::error::CniError;
+use crate::request::Target;
 
-/// How the agent names the host side of every pair; nothing else on a node begins so.
-pub(crate) const HOST_PREFIX: &str = "sv";
 /// Kind of the devices.
 const VETH: &str = "veth";
 
@@ -94,19 +93,21 @@ impl Ends {
         Ok(())
     }
 
-    /// The pair whose pod end is `ifname`, if it is one of ours: the other end is on this node and named as the agent names them.
-    /// A device that another plugin made is not.
-    pub(crate) async fn find(&self, ifname: &str) -> Result<Option<(Link, Link)>, CniError> {
-        let Some(pod) = self.pod.link(ifname).await? else { return Ok(None) };
+    /// The pair of `target`, if ADD made it: the other end is on this node and has the name of this attachment. A device
+    /// that another plugin made, or that belongs to another attachment, does not.
+    pub(crate) async fn find(&self, target: &Target) -> Result<Option<(Link, Link)>, CniError> {
+        let Some(pod) = self.pod.link(&target.ifname).await? else { return Ok(None) };
         let Some(peer) = pod.peer.filter(|_| pod.kind.as_deref() == Some(VETH)) else { return Ok(None) };
         let host = self.node.link_by_index(peer).await?;
-        Ok(host.filter(|host| is_host_side(host) && host.peer == Some(pod.index)).map(|host| (pod, host)))
+        let is_other_end = |host: &Link| is_host_side(host, target) && host.peer == Some(pod.index);
+        Ok(host.filter(is_other_end).map(|host| (pod, host)))
     }
 }
 
-/// Whether a device of the node has the kind and the name of a pair's host side.
-pub(crate) fn is_host_side(link: &Link) -> bool {
-    link.kind.as_deref() == Some(VETH) && link.name.starts_with(HOST_PREFIX)
+/// Whether a device of the node is the host side of this very attachment, by its kind and its name. The name is a hash
+/// of container ID and interface, so no other device has it.
+pub(crate) fn is_host_side(link: &Link, target: &Target) -> bool {
+    link.kind.as_deref() == Some(VETH) && link.name == target.host_interface()
 }
 
 /// `0.0.0.0/0` or `::/0`, whichever `gateway` is of.

@@ -20,6 +20,13 @@ pub(crate) struct Target {
     pub(crate) pod: PodName,
 }
 
+impl Target {
+    /// Name of the host side of its pair.
+    pub(crate) fn host_interface(&self) -> String {
+        api::names::host_interface(&self.container_id, &self.ifname)
+    }
+}
+
 /// Which pod it is, as far as the runtime says (CNI_ARGS); empty otherwise.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct PodName {

@@ -1,11 +1,12 @@
 //! Files that survive a crash: after a kill or a power cut there is either the old content or the new, never a part.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Which step failed, on which file.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +25,12 @@ impl FileError {
         move |source| Self { action, path: path.to_owned(), source }
     }
 }
+
+/// How the names of temporary files end.
+const TEMPORARY: &[u8] = b".tmp";
+
+/// A temporary file that is older has lost its writer: one write takes milliseconds, on a busy disk seconds.
+const WRITE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Two writers of one process never share a temporary name.
 static WRITES: AtomicU64 = AtomicU64::new(0);
@@ -54,6 +61,25 @@ pub fn remove(path: &Path) -> Result<bool, FileError> {
         Ok(()) => sync_folder(path).map(|()| true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(FileError::of("remove", path)(error)),
+    }
+}
+
+/// Whether [`write()`] may have given this name to a file that is not complete.
+pub fn is_temporary(name: &OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    name.starts_with(b".") && name.ends_with(TEMPORARY)
+}
+
+/// Removes the temporary files of writers that were killed, from `folder` alone. What cannot be looked at or removed
+/// stays until the next time: no reader takes such a file.
+pub fn remove_left_over(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let age = entry.metadata().and_then(|metadata| metadata.modified()).map(|at| at.elapsed());
+        // A time in the future is an error here, and a clock that was set back makes no file young for ever.
+        let is_old = age.is_ok_and(|age| age.is_ok_and(|age| age > WRITE_LIMIT));
+        if is_old && is_temporary(&entry.file_name()) {
+            let _ = fs::remove_file(entry.path());
+        }
     }
 }
 
@@ -91,6 +117,8 @@ fn sync_folder(path: &Path) -> Result<(), FileError> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
 
     fn names(folder: &Path) -> Vec<String> {
@@ -118,6 +146,29 @@ mod tests {
         let error = write(&path, b"x", 0o600).unwrap_err();
         assert_eq!((error.action, &error.path), ("rename", &path));
         assert_eq!(names(folder.path()), ["occupied"]);
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_is_removed_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("note.json");
+        let temporary = temporary_name(&path).unwrap();
+        let others = ["note.json", ".hidden", "named.tmp"];
+        for name in others {
+            fs::write(folder.path().join(name), "x").unwrap();
+        }
+        let old = SystemTime::now() - 2 * WRITE_LIMIT;
+        for file in fs::read_dir(folder.path()).unwrap() {
+            File::options().write(true).open(file.unwrap().path()).unwrap().set_modified(old).unwrap();
+        }
+        fs::write(&temporary, "half").unwrap();
+        remove_left_over(folder.path());
+        assert!(temporary.exists(), "its writer may live");
+        File::options().write(true).open(&temporary).unwrap().set_modified(old).unwrap();
+        remove_left_over(folder.path());
+        let mut left = names(folder.path());
+        left.sort_unstable();
+        assert_eq!(left, [".hidden", "named.tmp", "note.json"]);
     }
 
     #[test]

@@ -39,6 +39,7 @@ impl<S: Source> Reconciler<S> {
     /// See [`ReconcileError`].
     pub fn open(config: &Config, source: Arc<S>) -> Result<(Self, Handle), ReconcileError> {
         let mut start = Vec::new();
+        host::file::remove_left_over(&config.state_dir);
         let (journal, unread) = Journal::open(&names::journal(config))?;
         start.extend(unread.into_iter().map(|message| Problem { location: "journal".into(), message }));
         host::mount::ensure_bpffs(&config.pin_dir)?;
@@ -99,7 +100,9 @@ impl<S: Source> Reconciler<S> {
 
     /// Releases what the plugin could not tell us of.
     pub(super) async fn honour_release_notes(&mut self) {
-        let Ok(folder) = std::fs::read_dir(names::release_notes(&self.config)) else { return };
+        let folder = names::release_notes(&self.config);
+        host::file::remove_left_over(&folder);
+        let Ok(folder) = std::fs::read_dir(folder) else { return };
         for path in folder.flatten().map(|entry| entry.path()) {
             let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
             if hidden || path.extension().is_none_or(|extension| extension != "json") {

@@ -73,12 +73,8 @@ fn key(attachment: Option<Attachment>) -> Key {
     (attachment.container_id, attachment.interface)
 }
 
-/// As the contract says: `sv` and 11 digits that depend on container and interface.
 pub(crate) fn host_interface((container, interface): &Key) -> String {
-    let hash = format!("{container}/{interface}").bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    format!("sv{:011x}", hash >> 20)
+    api::names::host_interface(container, interface)
 }
 
 #[tonic::async_trait]

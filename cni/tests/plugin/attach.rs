@@ -249,8 +249,27 @@ fn del_leaves_devices_of_others_alone() {
     let before = node.state(&pod);
     assert!(node.del(&pod).success);
     let mut config = node.config();
-    config["prevResult"] = serde_json::json!({"interfaces": [{"name": "other0"}, {"name": "lo"}]});
+    // One of another pod, and one that only looks like it.
+    let neighbour = Pod::new();
+    assert!(node.add(&neighbour).success);
+    node.netlink(|netlink| async move {
+        let (name, peer_name) = ("svother0", "svother1");
+        let pair = VethPair { name, mac: None, peer_name, peer_mac: None, peer_namespace: None, mtu: 1500 };
+        netlink.create_veth(&pair).await.unwrap();
+    });
+    let theirs = [host_name(&neighbour), "svother0".to_owned()];
+    let named: Vec<_> = theirs.iter().map(|name| serde_json::json!({"name": name})).collect();
+    config["prevResult"] =
+        serde_json::json!({"interfaces": [{"name": "other0"}, {"name": "lo"}, named[0], named[1]]});
     assert!(node.call("DEL", &pod, &config).success);
+    for name in &theirs {
+        assert!(link(&node.namespace, name).is_some(), "{name}");
+    }
+    assert!(node.del(&neighbour).success);
+    assert_eq!(link(&node.namespace, &theirs[0]), None);
+    node.netlink(|netlink| async move {
+        netlink.delete_link("svother0").await.unwrap();
+    });
     assert_eq!(node.state(&pod), before);
 
     let mut own = pod.variables();
