@@ -55,6 +55,7 @@ impl SnapshotStore {
     /// The file is there but is no snapshot. Nothing is allowed then until the agent sends one.
     pub fn load(&self) -> Result<Option<policy::Snapshot>, StoreError> {
         let path = self.path.clone();
+        path.parent().map(host::file::remove_left_over);
         let read = |error| StoreError::Read { path: self.path.clone(), error };
         let length = match std::fs::metadata(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

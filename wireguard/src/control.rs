@@ -42,6 +42,7 @@ impl Control {
     /// Starts to talk to the agent at `socket` and to store what is in force in `file`, until the tokio runtime ends. The first of
     /// `sets` is the one in `file`, so that the tunnel works before there is an agent.
     pub fn start(socket: PathBuf, file: PathBuf, report: TunnelReport) -> Self {
+        file.parent().map(host::file::remove_left_over);
         let (sets_sender, sets) = mpsc::channel(PENDING_SETS);
         if let Some(stored) = load(&file) {
             tracing::info!(number = stored.number, peers = stored.peers.len(), "stored peers");

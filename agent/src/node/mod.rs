@@ -9,6 +9,7 @@ mod own;
 mod settings;
 mod wanted;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use host::netlink::{Link, Netlink, NetlinkError};
@@ -172,6 +173,14 @@ impl NodeNetwork {
     /// The kernel refused.
     pub async fn links(&self) -> Result<Vec<Link>, NodeError> {
         Ok(self.netlink.links().await?)
+    }
+
+    /// Numbers of the devices on which a queueing discipline works.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub async fn devices_with_queues(&self) -> Result<BTreeSet<u32>, NodeError> {
+        Ok(self.netlink.devices_with_queues().await?)
     }
 
     /// The device with this name.

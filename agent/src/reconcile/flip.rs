@@ -63,7 +63,7 @@ impl<S: Source> Reconciler<S> {
                 address: allocation.address,
                 ifindex: veth.host_ifindex,
                 mac: veth.pod_mac,
-                shaped: false,
+                shaped: self.keeping.shaped.contains(&veth.host_ifindex),
             })
         });
         attached.collect()

@@ -1,7 +1,7 @@
 //! This node: made a node once the source knows it, and kept one while the source and whoever else works on the machine
 //! change things.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt as _;
@@ -38,6 +38,8 @@ pub(super) struct Keeping {
     swept: bool,
     /// What the last look found.
     problems: Vec<Problem>,
+    /// Devices whose queues packets must pass: bandwidth limits, set by a plugin that runs after ours.
+    pub(super) shaped: BTreeSet<u32>,
 }
 
 impl<S: Source> Reconciler<S> {
@@ -171,6 +173,14 @@ impl<S: Source> Reconciler<S> {
         if !self.keeping.swept && outcome.failed.is_empty() {
             self.release_what_is_gone(&links, &mut of_pods).await;
             self.keeping.swept = of_pods.failed.is_empty();
+        }
+        match network.devices_with_queues().await {
+            Ok(shaped) if shaped != self.keeping.shaped => {
+                self.keeping.shaped = shaped;
+                self.stale = true;
+            }
+            Ok(_) => {}
+            Err(error) => outcome.failed.push(error.to_string()),
         }
         let pods = self.attach_pods(network, &links, &mut of_pods).await;
         let attached = self.pinned_links();

@@ -182,6 +182,7 @@ impl FolderSource {
         // Not into the empty place of a folder that is not mounted.
         std::fs::metadata(&self.folder).map_err(failed)?;
         std::fs::create_dir_all(&folder).map_err(failed)?;
+        host::file::remove_left_over(&folder);
         let path = folder.join(name);
         if std::fs::read(&path).is_ok_and(|known| known == json) {
             return Ok(());

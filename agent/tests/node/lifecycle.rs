@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use api::agent::StatusResponse;
-use layout::endpoint_flag::{ENFORCE_EGRESS, ENFORCE_INGRESS};
+use layout::endpoint_flag::{ENFORCE_EGRESS, ENFORCE_INGRESS, SHAPED};
 
 use nix::sys::signal::Signal;
 
@@ -211,5 +211,32 @@ impl Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bandwidth_limits_on_a_pods_device_are_obeyed_and_their_end_too() {
+    if !can_run() {
+        return;
+    }
+    let mut node = Node::new().await;
+    node.apply("pods", &pod_manifest("a"));
+    node.start().await;
+    let (address, _) = node.add("one", "a").await;
+    assert_eq!(flags(&node, address), Some(0));
+    let device = api::names::host_interface("one", "eth0");
+    let limit = ["rate", "1mbit", "burst", "10k", "latency", "50ms"];
+    let out = [&["qdisc", "add", "dev", &device, "root", "tbf"], &limit[..]].concat();
+    let into = ["qdisc", "add", "dev", &device, "ingress"];
+    for (add, remove) in [
+        (&out[..], ["qdisc", "del", "dev", &device, "root"]),
+        (&into[..], ["qdisc", "del", "dev", &device, "ingress"]),
+    ] {
+        node.print("tc", add);
+        node.signal(Signal::SIGHUP);
+        eventually("the pod's packets pass its queues", || flags(&node, address) == Some(SHAPED)).await;
+        node.print("tc", &remove);
+        node.signal(Signal::SIGHUP);
+        eventually("they pass no queue", || flags(&node, address) == Some(0)).await;
     }
 }

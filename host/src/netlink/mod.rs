@@ -6,6 +6,7 @@ mod address;
 mod error;
 mod link;
 mod neighbour;
+mod queue;
 mod route;
 mod rule;
 
