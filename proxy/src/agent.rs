@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use api::agent::proxy_client::ProxyClient;
-use api::agent::{RequestRecord, SnapshotAck};
+use api::agent::{RequestOutcome, RequestRecord, SnapshotAck};
 use policy::{DirectionDecision, Snapshot, Verdict};
 use tokio::sync::{Mutex, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -14,7 +14,7 @@ use tonic::transport::Channel;
 
 use crate::limits;
 use crate::policies::Policies;
-use crate::record::Record;
+use crate::record::{Outcome, Record};
 use crate::store::SnapshotStore;
 
 /// Acknowledgements under way: one for each snapshot, and the agent sends the next one only after it has read this.
@@ -142,6 +142,16 @@ impl Pause {
     }
 }
 
+impl From<Outcome> for RequestOutcome {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Forwarded => Self::Forwarded,
+            Outcome::Refused => Self::Refused,
+            Outcome::Failed => Self::Failed,
+        }
+    }
+}
+
 impl From<Record> for RequestRecord {
     fn from(record: Record) -> Self {
         let nanoseconds = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
@@ -167,7 +177,10 @@ impl From<Record> for RequestRecord {
             status: record.status.into(),
             grpc_status: record.grpc_status,
             allowed: record.allowed,
+            sent: record.sent,
+            outcome: RequestOutcome::from(record.outcome()).into(),
             reason: record.reason.to_owned(),
+            detail: record.detail.to_owned(),
             egress_allowed: allowed(&record.egress),
             ingress_allowed: allowed(&record.ingress),
             egress_origin: origin(&record.egress),

@@ -63,22 +63,20 @@ pub(crate) async fn until_speaks_or_closes(reader: &mut (impl AsyncRead + Unpin)
     let _ = reader.read(&mut byte).await;
 }
 
-/// Closes after a last answer: ends our side, then takes what the client still sends, for a while, so that unread bytes
-/// do not turn the close into a reset that overtakes the answer.
-pub(crate) async fn close_after_answer(mut stream: TcpStream, limit: Duration) {
+/// Closes after a last answer: ends our side, then takes what the client still sends, so that unread bytes do not turn
+/// the close into a reset that overtakes the answer. Until `limit` has passed, or nothing has come for `pause`.
+pub(crate) async fn close_after_answer(mut stream: TcpStream, limit: Duration, pause: Duration) {
     upstream::end_cleanly(&stream);
     let discard = async {
         stream.shutdown().await?;
-        let mut scratch = BytesMut::with_capacity(limits::HEAD_READ_BYTES);
-        let mut total = 0;
-        while total < limits::LINGER_BYTES {
+        let mut scratch = BytesMut::with_capacity(limits::RELAY_BYTES);
+        loop {
             scratch.clear();
-            match read_more(&mut stream, &mut scratch, limits::HEAD_READ_BYTES).await? {
-                0 => break,
-                some => total += some,
+            let read = read_more(&mut stream, &mut scratch, limits::RELAY_BYTES);
+            if tokio::time::timeout(pause, read).await.map_err(|_| io::ErrorKind::TimedOut)?? == 0 {
+                return io::Result::Ok(());
             }
         }
-        io::Result::Ok(())
     };
     // Nobody is left to be told.
     let _ = tokio::time::timeout(limit, discard).await;

@@ -46,10 +46,6 @@ pub const HEAD_READ_BYTES: usize = 4 * 1024;
 /// Body bytes of a refused request that are read and thrown away to keep its connection; a longer body closes it.
 pub const DISCARD_BYTES: u64 = 256 * 1024;
 
-/// Bytes thrown away after a last answer, so that unread input does not turn the close into a reset that
-/// takes the answer with it.
-pub const LINGER_BYTES: usize = 1024 * 1024;
-
 /// Streams that one HTTP/2 connection may have open: nginx's 128, Envoy's recommendation for the edge is 100.
 pub const H2_STREAMS: u32 = 128;
 
@@ -181,8 +177,13 @@ pub struct Timeouts {
     pub stall: Duration,
     /// Connecting upstream; Cilium's figure.
     pub connect: Duration,
-    /// Waiting for the other side's end after a last answer.
+    /// Waiting for the server's end after a client has ended.
     pub linger: Duration,
+    /// How long a client may go on sending that has had its last answer: a reset would take the answer with it. nginx's
+    /// `lingering_time`.
+    pub leave: Duration,
+    /// The same without a byte: nginx's `lingering_timeout`.
+    pub leave_pause: Duration,
     /// Waiting for the predecessor of a reused tuple to be gone. It has been told and has nothing to wait for.
     pub replace: Duration,
     /// From hand-over until what is still open is ended. Kept-alive connections end with their next response before.
@@ -205,6 +206,8 @@ impl Default for Timeouts {
             stall: Duration::from_secs(300),
             connect: Duration::from_secs(2),
             linger: Duration::from_secs(2),
+            leave: Duration::from_secs(30),
+            leave_pause: Duration::from_secs(5),
             replace: Duration::from_secs(1),
             drain: Duration::from_secs(600),
             drain_idle: Duration::from_secs(5),

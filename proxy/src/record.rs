@@ -41,8 +41,12 @@ pub struct Record {
     pub grpc_status: i32,
     /// Policy allowed it.
     pub allowed: bool,
+    /// Some of it was sent to the server.
+    pub sent: bool,
     /// Stable name of what ended it; "forwarded" if it went to its end.
     pub reason: &'static str,
+    /// What exactly, where the reason stands for many things.
+    pub detail: &'static str,
     /// The client's policy, if it is judged here.
     pub egress: Option<DirectionDecision>,
     /// The server's policy, if it is judged here.
@@ -51,7 +55,31 @@ pub struct Record {
     pub snapshot: u64,
 }
 
+/// How a request ended, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It went to the server, and to its end there or until its client left.
+    Forwarded,
+    /// The proxy did not let it through, or not to its end.
+    Refused,
+    /// It was to go through, and the server or the way to it failed.
+    Failed,
+}
+
 impl Record {
+    /// How it ended: not what policy decided, but what happened.
+    pub fn outcome(&self) -> Outcome {
+        match self.reason {
+            "forwarded" => Outcome::Forwarded,
+            "client_gone" | "cancelled" if self.sent => Outcome::Forwarded,
+            _ if !self.allowed => Outcome::Refused,
+            "bad_request" | "head_too_large" | "expectation_failed" | "connect_refused" | "buffers_full" => {
+                Outcome::Refused
+            }
+            _ => Outcome::Failed,
+        }
+    }
+
     /// Takes over what a judgement says.
     pub fn judged(&mut self, judgement: Judgement) {
         self.allowed = judgement.refusal.is_none();

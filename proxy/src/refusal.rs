@@ -21,8 +21,10 @@ pub enum Refusal {
     Connect,
     /// The server could not be connected to.
     Unreachable,
-    /// The server closed, or answered with something that is not HTTP, before a response began.
+    /// The server closed before a response began.
     BadGateway,
+    /// The server answered with something that cannot be read, or in two ways, and what.
+    BadResponse(&'static str),
     /// The connection, the client or the thread has all the bytes in memory that it may have.
     NoRoom,
 }
@@ -37,7 +39,7 @@ impl Refusal {
             Self::Expectation => (417, "Expectation Failed"),
             Self::Connect => (405, "Method Not Allowed"),
             Self::Unreachable | Self::NoRoom => (503, "Service Unavailable"),
-            Self::BadGateway => (502, "Bad Gateway"),
+            Self::BadGateway | Self::BadResponse(_) => (502, "Bad Gateway"),
         }
     }
 
@@ -46,7 +48,7 @@ impl Refusal {
     pub const fn grpc_status(self) -> u32 {
         match self {
             Self::Denied | Self::NoSnapshot => 7,
-            Self::Unreachable | Self::BadGateway | Self::NoRoom => 14,
+            Self::Unreachable | Self::BadGateway | Self::BadResponse(_) | Self::NoRoom => 14,
             Self::Connect => 12,
             Self::Malformed(_) | Self::TooManyReadings | Self::HeadTooLarge | Self::Expectation => 13,
         }
@@ -63,6 +65,7 @@ impl Refusal {
             Self::Connect => "CONNECT is not forwarded",
             Self::Unreachable => "Upstream unreachable",
             Self::BadGateway => "No response from upstream",
+            Self::BadResponse(_) => "Invalid response from upstream",
             Self::NoRoom => "Too much in memory",
         }
     }
@@ -79,7 +82,16 @@ impl Refusal {
             Self::Connect => "connect_refused",
             Self::Unreachable => "upstream_unreachable",
             Self::BadGateway => "upstream_gone",
+            Self::BadResponse(_) => "upstream_invalid",
             Self::NoRoom => "buffers_full",
+        }
+    }
+
+    /// What exactly, where the reason stands for many things.
+    pub const fn detail(self) -> &'static str {
+        match self {
+            Self::Malformed(what) | Self::BadResponse(what) => what,
+            _ => "",
         }
     }
 

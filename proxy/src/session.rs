@@ -216,7 +216,9 @@ impl<C> Session<C> {
             status: 0,
             grpc_status: -1,
             allowed: false,
+            sent: false,
             reason: "cancelled",
+            detail: "",
             egress: None,
             ingress: None,
             snapshot: 0,
@@ -229,13 +231,13 @@ impl<C> Session<C> {
     pub(crate) fn note_refusal(&self, running: &mut Running<'_>, refusal: Refusal) {
         match refusal {
             Refusal::Denied | Refusal::NoSnapshot => self.counters().denied.add(),
-            Refusal::Unreachable | Refusal::BadGateway => {}
+            Refusal::Unreachable | Refusal::BadGateway | Refusal::BadResponse(_) => {}
             Refusal::NoRoom => self.counters().buffers_full.add(),
             Refusal::TooManyReadings => self.counters().too_many_readings.add(),
             _ => self.counters().malformed.add(),
         }
         running.note(|record| {
-            record.reason = refusal.reason();
+            (record.reason, record.detail) = (refusal.reason(), refusal.detail());
             record.status = refusal.status().0;
         });
     }

@@ -265,6 +265,9 @@ impl Node {
                     return;
                 }
                 peer.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{client}", client.len()));
+                if head.contains("products/last") {
+                    return std::thread::sleep(Duration::from_millis(30));
+                }
             }
         })
     }
@@ -333,7 +336,11 @@ fn catches_sigterm(pid: &str) -> bool {
 }
 
 fn kill(pid: u32) {
-    assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+    signal("-9", pid);
+}
+
+fn signal(name: &str, pid: u32) {
+    assert!(Command::new("kill").args([name, &pid.to_string()]).status().unwrap().success());
 }
 
 #[test]
@@ -417,6 +424,26 @@ fn a_port_that_is_used_again_at_once_works() {
         let (head, seen) = client.send(GET).response();
         assert!(head.starts_with("HTTP/1.1 200 ") && seen.starts_with("10.1.0.1:"), "round {round}: {head}");
         socket2::SockRef::from(&client.0).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+}
+
+/// The worker finds the end of the server and the next request at once.
+#[test]
+fn another_connection_to_the_server_has_the_same_address_and_port() {
+    let Some(node) = Node::new("again") else { return };
+    let server = node.server();
+    let mut client = node.client();
+    let own = client.0.local_addr().unwrap().to_string();
+    for round in 1..=10 {
+        let last = "GET /api/v1/products/last HTTP/1.1\r\nHost: a\r\n\r\n";
+        assert_eq!(client.send(last).response().1, own);
+        assert_eq!(server.connections(), round, "one more each time");
+        signal("-STOP", node.worker());
+        std::thread::sleep(Duration::from_millis(50));
+        client.send(GET);
+        std::thread::sleep(Duration::from_millis(5));
+        signal("-CONT", node.worker());
+        assert_eq!(client.response().1, own);
     }
 }
 

@@ -1,4 +1,4 @@
-//! Where a body ends (RFC 9112 sections 6 and 7), found while its bytes pass through unchanged.
+//! Where the body of a request ends (RFC 9112 sections 6 and 7), found while its bytes pass through unchanged.
 
 use crate::limits;
 use crate::refusal::{Refusal, is_refused_trailer};
@@ -14,14 +14,13 @@ pub(crate) enum Framing {
     UntilClose,
 }
 
-/// A body under way. Strict: what two parsers could read in two ways is an error.
+/// The body of a request under way. Strict: what two parsers could read in two ways is an error.
 #[derive(Debug)]
 pub(crate) struct Body(State);
 
 #[derive(Debug)]
 enum State {
     Length(u64),
-    UntilClose,
     Chunked(Chunked),
 }
 
@@ -30,29 +29,23 @@ impl Body {
     pub(crate) fn new(framing: Framing) -> Self {
         Self(match framing {
             Framing::Length(length) => State::Length(length),
-            Framing::UntilClose => State::UntilClose,
+            // No request has it (RFC 9112 section 6.3): without a length it has no body.
+            Framing::UntilClose => State::Length(0),
             Framing::Chunked => State::Chunked(Chunked::default()),
         })
     }
 
-    /// Whether it has ended. One that lasts until the connection closes never has.
+    /// Whether it has ended.
     pub(crate) fn is_done(&self) -> bool {
         match &self.0 {
             State::Length(left) => *left == 0,
-            State::UntilClose => false,
             State::Chunked(chunked) => matches!(chunked.at, At::Done),
         }
-    }
-
-    /// Whether the end of the connection is its end.
-    pub(crate) fn ends_with_connection(&self) -> bool {
-        matches!(self.0, State::UntilClose)
     }
 
     /// How many of these bytes, from the first on, belong to it.
     pub(crate) fn advance(&mut self, bytes: &[u8]) -> Result<usize, Refusal> {
         match &mut self.0 {
-            State::UntilClose => Ok(bytes.len()),
             State::Length(left) => {
                 let taken = usize::try_from(*left).map_or(bytes.len(), |left| left.min(bytes.len()));
                 *left -= taken as u64;
@@ -102,7 +95,7 @@ struct Chunked {
 }
 
 /// As many as 64 bits have.
-const MAX_SIZE_DIGITS: u32 = 16;
+pub(super) const MAX_SIZE_DIGITS: u32 = 16;
 
 const LONGEST_REFUSED_TRAILER: usize = 18;
 
@@ -209,7 +202,7 @@ impl Chunked {
 }
 
 /// RFC 9110 section 5.6.2.
-fn is_token_byte(byte: u8) -> bool {
+pub(super) fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
@@ -294,6 +287,5 @@ mod tests {
         assert_eq!(body.advance(b"abc"), Ok(2));
         assert!(body.is_done());
         assert!(Body::new(Framing::Length(0)).is_done());
-        assert!(!Body::new(Framing::UntilClose).is_done());
     }
 }

@@ -10,6 +10,8 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::Notify;
 
 use super::body::Body;
+use super::normal::Fault;
+use super::reply::ReplyBody;
 use super::response::{Asked, ResponseHead};
 use super::scan::Scanner;
 use super::{Current, Forward, note};
@@ -45,6 +47,7 @@ pub(super) struct Outcome {
 struct Progress {
     request_done: Cell<bool>,
     request_done_now: Notify,
+    /// Bytes of the response, not only of interim ones, may have been sent: too late for an answer of ours.
     response_begun: Cell<bool>,
     client_ended: Cell<bool>,
 }
@@ -57,8 +60,10 @@ enum Broken {
     Client,
     /// The server closed before the first byte of its response.
     NoResponse,
-    /// The server's response ended too early, or cannot be read.
-    Upstream,
+    /// The server's response ended too early.
+    CutOff,
+    /// It cannot be read.
+    Invalid(Fault),
 }
 
 /// How a response ended.
@@ -77,7 +82,7 @@ impl<C> Exchange<'_, '_, C> {
         let result = {
             let (mut from_client, to_client) = client.split();
             let (from_upstream, mut to_upstream) = upstream.split();
-            let request = Request { session, inbox: &mut *inbox, body, progress: &progress };
+            let request = Request { session, current, inbox: &mut *inbox, body, progress: &progress };
             let response = Reply { session, current, forward: &forward, progress: &progress };
             let mut both = Both { from_client: &mut from_client, to_upstream: &mut to_upstream };
             exchange(request, response, &mut both, &forward, from_upstream, to_client).await
@@ -100,27 +105,42 @@ impl<C> Exchange<'_, '_, C> {
                 outcome(Ok(false), end)
             }
             Err(broken) => {
-                let (reason, refusal, end) = broken.consequence(progress.response_begun.get(), is_reused);
-                note(current, |record| record.reason = reason);
-                outcome(refusal.map_or(Ok(false), Err), end)
+                let consequence = broken.consequence(progress.response_begun.get(), is_reused);
+                let Consequence { reason, detail, answer, end } = consequence;
+                note(current, |record| (record.reason, record.detail) = (reason, detail));
+                outcome(answer.map_or(Ok(false), Err), end)
             }
         }
     }
 }
 
+/// What follows when an exchange cannot go on.
+struct Consequence {
+    /// For the record.
+    reason: &'static str,
+    detail: &'static str,
+    /// If there can be one.
+    answer: Option<Refusal>,
+    end: End,
+}
+
 impl Broken {
-    /// Name for the record, answer if there can be one, and how to end.
-    fn consequence(self, response_begun: bool, is_reused: bool) -> (&'static str, Option<Refusal>, End) {
-        match self {
-            Self::Malformed(refusal) if !response_begun => (refusal.reason(), Some(refusal), End::Reset),
-            Self::Malformed(refusal) => (refusal.reason(), None, End::Reset),
-            Self::Client => ("client_gone", None, End::Reset),
+    fn consequence(self, response_begun: bool, is_reused: bool) -> Consequence {
+        let refusal = match self {
+            Self::Client => {
+                return Consequence { reason: "client_gone", detail: "", answer: None, end: End::Reset };
+            }
             // As if the client had met the server's close itself: it knows that its request may not have arrived.
-            Self::NoResponse if is_reused => ("upstream_gone", None, End::Clean),
-            Self::NoResponse => (Refusal::BadGateway.reason(), Some(Refusal::BadGateway), End::Reset),
-            Self::Upstream if !response_begun => ("upstream_invalid", Some(Refusal::BadGateway), End::Reset),
-            Self::Upstream => ("upstream_gone", None, End::Reset),
-        }
+            Self::NoResponse if is_reused => {
+                let reason = Refusal::BadGateway.reason();
+                return Consequence { reason, detail: "", answer: None, end: End::Clean };
+            }
+            Self::Malformed(refusal) => refusal,
+            Self::NoResponse | Self::CutOff => Refusal::BadGateway,
+            Self::Invalid(fault) => Refusal::BadResponse(fault),
+        };
+        let (reason, detail) = (refusal.reason(), refusal.detail());
+        Consequence { reason, detail, answer: (!response_begun).then_some(refusal), end: End::Reset }
     }
 }
 
@@ -130,7 +150,7 @@ struct Both<'a, 'b> {
 }
 
 async fn exchange<C>(
-    request: Request<'_, C>,
+    request: Request<'_, '_, C>,
     reply: Reply<'_, '_, C>,
     ends: &mut Both<'_, '_>,
     forward: &Forward,
@@ -166,14 +186,15 @@ fn broken_of(result: Result<Infallible, Broken>) -> Broken {
 }
 
 /// From the client to the server.
-struct Request<'a, C> {
+struct Request<'a, 'r, C> {
     session: &'a Session<C>,
+    current: &'a Current<'r>,
     inbox: &'a mut BytesMut,
     body: Body,
     progress: &'a Progress,
 }
 
-impl<C> Request<'_, C> {
+impl<C> Request<'_, '_, C> {
     /// Sends head and body, then watches the client. Ends only if the exchange cannot go on.
     async fn send(
         mut self,
@@ -185,6 +206,11 @@ impl<C> Request<'_, C> {
         // What came with the head is checked before the head is sent: most malformed bodies never reach a server.
         let mut ready = self.body.advance(self.inbox).map_err(Broken::Malformed)?;
         let mut written = write_both(to_upstream, &forward.head, &self.inbox[..ready], stall).await;
+        // One that the server does not take may have taken a part.
+        if !written.as_ref().is_err_and(is_gone) {
+            self.session.counters().forwarded.add();
+            note(self.current, |record| record.sent = true);
+        }
         loop {
             let _ = self.inbox.split_to(ready);
             if written.is_err() {
@@ -254,45 +280,70 @@ impl<C> Reply<'_, '_, C> {
         to_client: &mut WriteHalf<'_>,
     ) -> Result<Response, Broken> {
         let mut buffer = BytesMut::with_capacity(limits::RELAY_BYTES);
+        let stall = self.session.timeouts().stall;
+        let mut heard = false;
         loop {
-            let head = self.head(from_upstream, &mut buffer).await?;
-            if head.switches_protocols() && !self.forward.offers_upgrade {
-                return Err(Broken::Upstream);
-            }
-            self.progress.response_begun.set(true);
-            let stall = self.session.timeouts().stall;
-            if head.is_informational() || head.switches_protocols() {
-                write_all(to_client, &head.forwarded, stall).await.map_err(|_| Broken::Client)?;
-                if head.switches_protocols() {
-                    note(self.current, |record| record.status = head.status);
-                    return Ok(Response::Switched(buffer));
+            let head = self.head(from_upstream, &mut buffer, heard).await?;
+            heard = true;
+            if head.switches_protocols() {
+                if !self.forward.offers_upgrade {
+                    return Err(Broken::Invalid("The server switches to a protocol that was not offered"));
                 }
-                continue;
+                self.begin(&head);
+                write_all(to_client, &head.forwarded, stall).await.map_err(|_| Broken::Client)?;
+                return Ok(Response::Switched(buffer));
             }
-            note(self.current, |record| record.status = head.status);
-            return self.body(head, buffer, from_upstream, to_client).await;
+            if !head.is_informational() {
+                return self.body(head, buffer, from_upstream, to_client).await;
+            }
+            // HTTP/1.0 knows no interim responses (RFC 9110 section 15.2).
+            if !self.forward.is_http10 {
+                write_all(to_client, &head.forwarded, stall).await.map_err(|_| Broken::Client)?;
+            }
         }
     }
 
+    /// From here on an answer of ours comes too late.
+    fn begin(&self, head: &ResponseHead) {
+        self.progress.response_begun.set(true);
+        note(self.current, |record| record.status = head.status);
+    }
+
+    /// The next head; `heard`: the server has sent an interim one before.
     async fn head(
         &self,
         from_upstream: &mut ReadHalf<'_>,
         buffer: &mut BytesMut,
+        heard: bool,
     ) -> Result<ResponseHead, Broken> {
         let mut scanner = Scanner::default();
+        let mut empty_lines = 0;
         loop {
-            if let Some(length) = scanner.scan::<ResponseHead>(buffer).map_err(|_| Broken::Upstream)? {
-                let asked = Asked { is_head: self.forward.is_head, close_after: self.closes_after() };
+            while empty_lines < limits::LEADING_EMPTY_LINES && drop_empty_line(buffer) {
+                empty_lines += 1;
+            }
+            // A lone CR may be the first half of an empty line.
+            if buffer[..] != b"\r"[..]
+                && let Some(length) =
+                    scanner.scan::<ResponseHead>(buffer).map_err(|error| Broken::Invalid(error.message()))?
+            {
                 let raw = buffer.split_to(length).freeze();
-                return ResponseHead::parse(raw, asked).map_err(|_| Broken::Upstream);
+                return ResponseHead::parse(raw, scanner.has_bare_lf(), self.asked())
+                    .map_err(Broken::Invalid);
             }
             match read_more(from_upstream, buffer, limits::RELAY_BYTES).await {
-                Ok(0) | Err(_) if buffer.is_empty() && !self.progress.response_begun.get() => {
-                    return Err(Broken::NoResponse);
-                }
-                Ok(0) | Err(_) => return Err(Broken::Upstream),
+                Ok(0) | Err(_) if buffer.is_empty() && !heard => return Err(Broken::NoResponse),
+                Ok(0) | Err(_) => return Err(Broken::CutOff),
                 Ok(_) => self.session.phase(Phase::Exchange),
             }
+        }
+    }
+
+    fn asked(&self) -> Asked {
+        Asked {
+            is_head: self.forward.is_head,
+            is_http10: self.forward.is_http10,
+            close_after: self.closes_after(),
         }
     }
 
@@ -310,25 +361,44 @@ impl<C> Reply<'_, '_, C> {
         to_client: &mut WriteHalf<'_>,
     ) -> Result<Response, Broken> {
         let stall = self.session.timeouts().stall;
-        let mut body = Body::new(head.framing);
-        let mut ready = body.advance(&buffer).map_err(|_| Broken::Upstream)?;
-        write_both(to_client, &head.forwarded, &buffer[..ready], stall).await.map_err(|_| Broken::Client)?;
+        let mut body = ReplyBody::new(head.framing);
+        // What came with the head is checked before the head is sent: there can be an answer of ours until then.
+        let mut passed = body.advance(&buffer).map_err(Broken::Invalid)?;
+        self.begin(&head);
+        let first = passed.bytes(&buffer);
+        write_both(to_client, &head.forwarded, first, stall).await.map_err(|_| Broken::Client)?;
         loop {
-            let _ = buffer.split_to(ready);
+            let _ = buffer.split_to(passed.taken);
             if body.is_done() {
                 // What follows a response belongs to no request: the server is confused.
                 return Ok(Response::Complete(head.keep_alive && buffer.is_empty()));
             }
             self.session.phase(Phase::Exchange);
             match read_more(from_upstream, &mut buffer, limits::RELAY_BYTES).await {
-                Ok(0) if body.ends_with_connection() => return Ok(Response::Complete(false)),
-                Ok(0) | Err(_) => return Err(Broken::Upstream),
+                Ok(0) => {
+                    let rest = body.end().ok_or(Broken::CutOff)?;
+                    write_all(to_client, &rest, stall).await.map_err(|_| Broken::Client)?;
+                    return Ok(Response::Complete(false));
+                }
+                Err(_) => return Err(Broken::CutOff),
                 Ok(_) => {}
             }
-            ready = body.advance(&buffer).map_err(|_| Broken::Upstream)?;
-            write_all(to_client, &buffer[..ready], stall).await.map_err(|_| Broken::Client)?;
+            passed = body.advance(&buffer).map_err(Broken::Invalid)?;
+            write_all(to_client, passed.bytes(&buffer), stall).await.map_err(|_| Broken::Client)?;
         }
     }
+}
+
+/// The connection was gone before anything could be written to it.
+fn is_gone(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | NotConnected)
+}
+
+/// An empty line in front of a status line belongs to what was before. Whether there was one.
+fn drop_empty_line(buffer: &mut BytesMut) -> bool {
+    let length = [&b"\r\n"[..], b"\n"].iter().find(|line| buffer.starts_with(line)).map(|line| line.len());
+    length.is_some_and(|length| !buffer.split_to(length).is_empty())
 }
 
 /// After `101 Switching Protocols`: bytes both ways, each direction ending on its own.

@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use httparse::{Header, Status};
 
 use super::body::Framing;
-use super::fields::{Edits, Hop, tokens};
+use super::fields::{Edits, Hop, Sender, tokens};
 use super::scan::Plausible;
 use crate::gate::Subject;
 use crate::refusal::Refusal;
@@ -38,6 +38,8 @@ pub(crate) struct RequestHead {
 }
 
 impl Plausible for RequestHead {
+    const TAKES_BARE_LF: bool = false;
+
     fn plausible(bytes: &[u8]) -> bool {
         let mut fields = [const { MaybeUninit::uninit() }; limits::HEAD_FIELDS];
         let mut request = httparse::Request::new(&mut []);
@@ -81,7 +83,7 @@ impl RequestHead {
         let target = target::parse(method, text)?;
         let host = special.host(&target, is_http10)?;
         let framing = special.framing(is_http10)?;
-        let hop = Hop::parse(fields)?;
+        let hop = Hop::parse(fields, Sender::Client)?;
         let offers_upgrade = special.is_websocket_offer(&hop, framing, is_http10);
         let (edits, headers) = split(&raw, fields, &special, &hop, offers_upgrade)?;
         Ok(Self {

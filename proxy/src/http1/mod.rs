@@ -4,11 +4,17 @@
 //! everything else on byte for byte. So what the server receives is what was judged, fields keep their case and order,
 //! and `100 Continue`, `103 Early Hints`, reason phrases, trailers and half-closed connections are the server's and the
 //! client's business.
+//!
+//! A client is held to the letter of the protocol. A server is not: what it sends is put right where it can be read in
+//! one way only ([`normal`], [`reply`]), so that a client reads the same as the proxy, and refused where it cannot.
 
 mod body;
 mod exchange;
 mod fields;
+mod glimpse;
 mod head;
+mod normal;
+mod reply;
 mod response;
 mod scan;
 
@@ -68,7 +74,7 @@ impl<'a, C: Connect> Connection<'a, C> {
             let head = match self.next_head().await {
                 Ok(Some(head)) => head,
                 Ok(None) => return End::Clean,
-                Err(Stop::Refused(refusal)) => return self.refuse_last(refusal).await,
+                Err(Stop::Refused(refusal, head)) => return self.refuse_last(refusal, &head).await,
                 Err(Stop::Gone) => return End::Reset,
             };
             let next = self.request(head, current).await;
@@ -90,10 +96,14 @@ impl<'a, C: Connect> Connection<'a, C> {
             }
             // A lone CR may be the first half of an empty line.
             if self.inbox[..] != b"\r"[..]
-                && let Some(length) = scanner.scan::<RequestHead>(&self.inbox).map_err(Stop::Refused)?
+                && let Some(length) = scanner
+                    .scan::<RequestHead>(&self.inbox)
+                    .map_err(|refusal| Stop::Refused(refusal, self.inbox.split().freeze()))?
             {
                 let raw = self.inbox.split_to(length).freeze();
-                return RequestHead::parse(raw).map(Some).map_err(Stop::Refused);
+                return RequestHead::parse(raw.clone())
+                    .map(Some)
+                    .map_err(|refusal| Stop::Refused(refusal, raw));
             }
             self.session.phase(if self.inbox.is_empty() { Phase::Idle } else { Phase::Head });
             if self.client_ended {
@@ -143,15 +153,23 @@ impl<'a, C: Connect> Connection<'a, C> {
             session.note_refusal(&mut running, refusal);
             return self.refuse(refusal, &head, running).await;
         }
-        session.counters().forwarded.add();
         current.replace(Some((head, running)));
+        let is_first = self.upstream.is_none();
+        // One that the server has ended was sent nothing of this request: another is as good.
+        if self.upstream.as_ref().is_some_and(is_spent) {
+            self.upstream = None;
+        }
         let is_reused = self.upstream.is_some();
         if self.upstream.is_none() {
             self.upstream = session.connect().await;
         }
         let Self { client, upstream: Some(upstream), inbox, .. } = self else {
+            if is_first {
+                return Next::End(self.answer_last(Refusal::Unreachable, current).await);
+            }
+            // As if the client had met the server's close itself: it dials again, perhaps another server.
             note(current, |record| record.reason = Refusal::Unreachable.reason());
-            return Next::End(self.answer_last(Refusal::Unreachable, current).await);
+            return Next::End(End::Clean);
         };
         let body = Body::new(forward.framing);
         let exchange = Exchange { session, current, client, upstream, inbox, forward, is_reused };
@@ -169,8 +187,14 @@ impl<'a, C: Connect> Connection<'a, C> {
         let keeps = refusal.keeps_connection()
             && head.keep_alive
             && !head.expects_continue
-            && !self.session.is_draining();
-        let answer = answer(refusal, head.is_head(), keeps);
+            && !self.session.is_draining()
+            && self.may_discard(head.framing);
+        let connection = match (keeps, head.is_http10) {
+            (false, _) => Some("close"),
+            (true, true) => Some("keep-alive"),
+            (true, false) => None,
+        };
+        let answer = answer(refusal, head.is_head(), connection);
         let stall = self.session.timeouts().stall;
         if own_io::write_all(&mut self.client, &answer, stall).await.is_err() {
             return Next::End(End::Reset);
@@ -180,6 +204,17 @@ impl<'a, C: Connect> Connection<'a, C> {
             Next::Request
         } else {
             Next::End(End::Answered)
+        }
+    }
+
+    /// Whether a body is short enough, as far as can be told now. (A client that is told of the close stops sending.)
+    fn may_discard(&self, framing: body::Framing) -> bool {
+        match framing {
+            body::Framing::Length(length) => length <= limits::DISCARD_BYTES,
+            _ => {
+                let mut body = Body::new(framing);
+                body.advance(&self.inbox).is_ok() && body.is_done()
+            }
         }
     }
 
@@ -199,23 +234,28 @@ impl<'a, C: Connect> Connection<'a, C> {
         }
     }
 
-    /// Answers what is no request, or one that never got to a response.
-    async fn refuse_last(&mut self, refusal: Refusal) -> End {
+    /// Answers what is no request.
+    async fn refuse_last(&mut self, refusal: Refusal, head: &[u8]) -> End {
         let session = self.session;
-        let record = session.record("HTTP/1.1", [&[]; 3], session.gate.refuse(refusal));
+        let texts = glimpse::texts(head);
+        let record = session.record("HTTP/1.1", texts, session.gate.refuse(refusal));
         let mut running = Running::new(&session.thread.common.records, record);
         session.note_refusal(&mut running, refusal);
-        self.write_last(refusal, false).await
+        self.write_last(refusal, texts[0] == b"HEAD").await
     }
 
+    /// Answers a request that never got to a response.
     async fn answer_last(&mut self, refusal: Refusal, current: &Current<'_>) -> End {
-        let is_head = current.borrow().as_ref().is_some_and(|(head, _)| head.is_head());
-        note(current, |record| record.status = refusal.status().0);
+        let mut is_head = false;
+        if let Some((head, running)) = &mut *current.borrow_mut() {
+            is_head = head.is_head();
+            self.session.note_refusal(running, refusal);
+        }
         self.write_last(refusal, is_head).await
     }
 
     async fn write_last(&mut self, refusal: Refusal, is_head: bool) -> End {
-        let answer = answer(refusal, is_head, false);
+        let answer = answer(refusal, is_head, Some("close"));
         match own_io::write_all(&mut self.client, &answer, self.session.timeouts().stall).await {
             Ok(()) => End::Answered,
             Err(_) => End::Reset,
@@ -228,11 +268,11 @@ impl<'a, C: Connect> Connection<'a, C> {
             End::Clean => self.session.end_both(self.client, self.upstream).await,
             End::Answered => {
                 drop(self.upstream);
-                let limit = self.session.timeouts().linger;
+                let timeouts = self.session.timeouts();
                 tokio::select! {
                     biased;
                     _ = self.session.live.interrupted() => {}
-                    () = close_after_answer(self.client, limit) => {}
+                    () = close_after_answer(self.client, timeouts.leave, timeouts.leave_pause) => {}
                 }
             }
         }
@@ -241,7 +281,8 @@ impl<'a, C: Connect> Connection<'a, C> {
 
 /// Why there is no next head.
 enum Stop {
-    Refused(Refusal),
+    /// And what was read of it.
+    Refused(Refusal, Bytes),
     Gone,
 }
 
@@ -252,6 +293,7 @@ struct Forward {
     framing: body::Framing,
     keep_alive: bool,
     is_head: bool,
+    is_http10: bool,
     offers_upgrade: bool,
 }
 
@@ -262,6 +304,7 @@ impl Forward {
             framing: head.framing,
             keep_alive: head.keep_alive,
             is_head: head.is_head(),
+            is_http10: head.is_http10,
             offers_upgrade: head.offers_upgrade,
         }
     }
@@ -301,14 +344,19 @@ fn record<C: Connect>(session: &Session<C>, head: &RequestHead, judgement: Judge
     session.record(head.protocol(), head.parts(), judgement)
 }
 
-/// A whole response.
-fn answer(refusal: Refusal, is_head: bool, keeps: bool) -> Vec<u8> {
+/// Whether the server has ended its side, or spoken although it had nothing to say. Costs no system call where it has not.
+fn is_spent(upstream: &TcpStream) -> bool {
+    !matches!(upstream.try_read(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+}
+
+/// A whole response; `connection`: what it says of the connection.
+fn answer(refusal: Refusal, is_head: bool, connection: Option<&str>) -> Vec<u8> {
     let (status, phrase) = refusal.status();
     let message = refusal.message();
     let length = message.len() + 2;
-    let close = if keeps { "" } else { "connection: close\r\n" };
+    let connection = connection.map(|option| format!("connection: {option}\r\n")).unwrap_or_default();
     let head = format!(
-        "HTTP/1.1 {status} {phrase}\r\ncontent-length: {length}\r\ncontent-type: text/plain\r\n{close}\r\n"
+        "HTTP/1.1 {status} {phrase}\r\ncontent-length: {length}\r\ncontent-type: text/plain\r\n{connection}\r\n"
     );
     if is_head { head.into_bytes() } else { format!("{head}{message}\r\n").into_bytes() }
 }

@@ -75,6 +75,8 @@ pub(super) async fn exchange<C: Connect>(
         _ = poll_fn(|context| respond.poll_reset(context)) => return Err(Early::Cancelled),
         opened = connection.open(head, no_body) => opened?,
     };
+    connection.session.counters().forwarded.add();
+    running.note(|record| record.sent = true);
     let mut upload = std::pin::pin!(async {
         if no_body { Ok(None) } else { relay(&mut body, &mut to_upstream, terms(is_refused_trailer)).await }
     });

@@ -39,7 +39,6 @@ pub(super) async fn serve<C: Connect>(
     match refusal {
         Some(refusal) => stream.refuse(refusal),
         None => {
-            session.counters().forwarded.add();
             stream.forward(body).await;
         }
     }

@@ -35,11 +35,14 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) struct Loopback {
     pub(crate) server: SocketAddr,
     pub(crate) sources: Arc<Mutex<Vec<Source>>>,
+    /// While a test holds it, the thread stands still where it connects.
+    hold: Arc<Mutex<()>>,
 }
 
 impl Connect for Loopback {
     async fn connect(&self, route: &Route, limit: Duration) -> Result<tokio::net::TcpStream, ConnectError> {
         self.sources.lock().unwrap().push(route.source);
+        drop(self.hold.lock().unwrap());
         let destination = route.destination;
         let connecting = tokio::net::TcpStream::connect(self.server);
         match tokio::time::timeout(limit, connecting).await {
@@ -58,6 +61,8 @@ pub(crate) struct Rig {
     pub(crate) policies: Arc<Policies>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) sources: Arc<Mutex<Vec<Source>>>,
+    /// Locked, the thread stands still where it connects next.
+    pub(crate) hold: Arc<Mutex<()>>,
     records: mpsc::Receiver<Record>,
     pub(crate) retire: watch::Sender<bool>,
     pub(crate) thread: Option<JoinHandle<()>>,
@@ -149,7 +154,8 @@ impl Rig {
         };
         let (retire, retired) = watch::channel(false);
         let sources = Arc::new(Mutex::new(Vec::new()));
-        let connector = Loopback { server, sources: sources.clone() };
+        let hold = Arc::new(Mutex::new(()));
+        let connector = Loopback { server, sources: sources.clone(), hold: hold.clone() };
         let address = listener.local_addr().unwrap();
         listener.set_nonblocking(true).unwrap();
         let own = listener.try_clone().unwrap();
@@ -164,6 +170,7 @@ impl Rig {
             policies,
             counters,
             sources,
+            hold,
             records,
             retire,
             thread: Some(thread),
