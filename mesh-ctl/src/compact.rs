@@ -138,13 +138,16 @@ fn verdict(flow: &Flow) -> &'static str {
     }
 }
 
-/// ` BY api-l7-policy ingress[0].http[1] (CiliumNetworkPolicy)`, one for each direction that was judged.
+/// ` BY api-l7-policy ingress[0].http[1] (CiliumNetworkPolicy)`, one for each direction that was judged. An error is no
+/// policy's.
 fn by(flow: &Flow) -> String {
     let denied = flow.egress_denied_by.iter().chain(&flow.ingress_denied_by);
     let allowed = flow.egress_allowed_by.iter().chain(&flow.ingress_allowed_by);
-    let is_denied = flow.verdict == i32::from(Verdict::Dropped);
-    let policies: Vec<_> =
-        if is_denied { denied.map(policy).collect() } else { allowed.map(policy).collect() };
+    let policies: Vec<_> = match Verdict::try_from(flow.verdict) {
+        Ok(Verdict::Error) => Vec::new(),
+        Ok(Verdict::Dropped) => denied.map(policy).collect(),
+        _ => allowed.map(policy).collect(),
+    };
     if policies.is_empty() { String::new() } else { format!(" BY {}", policies.join(", ")) }
 }
 
@@ -237,6 +240,17 @@ mod tests {
             line.ends_with("10.1.0.2:40000 (world) -> production/api:8080 (ID:258) Policy denied DROPPED"),
             "{line}"
         );
+    }
+
+    #[test]
+    fn a_request_that_failed_is_an_error_and_blames_no_policy() {
+        let mut flow = flow_of(Verdict::Error, 129);
+        flow.summary = "HTTP/1.1 GET http://a/b 503 (upstream_unreachable)".into();
+        flow.l7 = Some(Layer7 { record: Some(layer7::Record::Http(Http::default())), ..Layer7::default() });
+        flow.ingress_allowed_by = vec![Policy { name: "api-l7".into(), ..Policy::default() }];
+        let line = line_of(flow);
+        let end = "http-request ERROR (HTTP/1.1 GET http://a/b 503 (upstream_unreachable))";
+        assert!(line.ends_with(end), "{line}");
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! Records of the proxy as flow records: one for each request, as it ended.
+//! Records of the proxy as flow records: one for each request. The verdict is what happened to it; what policy decided
+//! stands in the policies that allowed or denied it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use api::agent::RequestRecord;
+use api::agent::{RequestOutcome, RequestRecord};
 use api::flow::layer4::Protocol as L4;
 use api::flow::layer7::Record;
 use api::flow::{
@@ -18,12 +19,11 @@ use super::convert;
 const EVENT_L7: i32 = 129;
 /// Longest method, host or path that is kept, in bytes. A pod chooses them, and thousands of records are kept.
 const MAX_TEXT: usize = 1024;
-/// What the proxy calls a refusal by a rule.
-const POLICY_DENIED: &str = "policy_denied";
 
 pub(super) fn flow(snapshot: &Snapshot, node_name: &str, mut record: RequestRecord) -> Flow {
     for text in [&mut record.method, &mut record.host, &mut record.path, &mut record.protocol] {
         shorten(text);
+        escape(text);
     }
     let (source, destination) = (address(&record.source), address(&record.destination));
     let (egress_allowed_by, egress_denied_by) =
@@ -35,12 +35,12 @@ pub(super) fn flow(snapshot: &Snapshot, node_name: &str, mut record: RequestReco
         (None, Some(_)) => TrafficDirection::Egress,
         (None, None) => TrafficDirection::Unknown,
     };
-    let url = format!("http://{}{}", record.host, record.path);
+    let url = url(&record);
     let tcp = Tcp { source_port: record.source_port, destination_port: record.destination_port, flags: None };
-    let denied = record.reason == POLICY_DENIED;
+    let drop_reason = drop_reason(&record.reason).into();
     Flow {
         time: Some(convert::timestamp(record.time_ns)),
-        verdict: if record.allowed { Verdict::Forwarded } else { Verdict::Dropped }.into(),
+        verdict: verdict(&record).into(),
         ip: Some(convert::ip(source, destination)),
         l4: Some(Layer4 { protocol: Some(L4::Tcp(tcp)) }),
         source: Some(convert::endpoint(snapshot, source, record.source_identity)),
@@ -61,7 +61,7 @@ pub(super) fn flow(snapshot: &Snapshot, node_name: &str, mut record: RequestReco
         }),
         event_type: Some(CiliumEventType { r#type: EVENT_L7, sub_type: 0 }),
         traffic_direction: direction.into(),
-        drop_reason_desc: if denied { DropReason::PolicyDenied } else { DropReason::Unknown }.into(),
+        drop_reason_desc: drop_reason,
         is_reply: Some(false),
         egress_allowed_by,
         ingress_allowed_by,
@@ -80,17 +80,68 @@ fn shorten(text: &mut String) {
     }
 }
 
-/// Method and URL, then what became of it.
+/// A terminal would obey control characters, and a refused request may have them.
+fn escape(text: &mut String) {
+    if text.contains(char::is_control) {
+        *text = text
+            .chars()
+            .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.into() })
+            .collect();
+    }
+}
+
+/// Where it went; empty if it had neither host nor path. Other targets than a path stand as they came.
+fn url(record: &RequestRecord) -> String {
+    let RequestRecord { host, path, .. } = record;
+    match () {
+        () if path.is_empty() && host.is_empty() => String::new(),
+        () if path.is_empty() || path.starts_with('/') || path == "*" => format!("http://{host}{path}"),
+        () => path.clone(),
+    }
+}
+
+/// What happened to it.
+fn verdict(record: &RequestRecord) -> Verdict {
+    match record.outcome() {
+        RequestOutcome::Forwarded => Verdict::Forwarded,
+        RequestOutcome::Refused => Verdict::Dropped,
+        RequestOutcome::Failed => Verdict::Error,
+        RequestOutcome::Unspecified if record.allowed => Verdict::Forwarded,
+        RequestOutcome::Unspecified => Verdict::Dropped,
+    }
+}
+
+/// In Hubble's words, as near as they come to the proxy's.
+fn drop_reason(reason: &str) -> DropReason {
+    match reason {
+        "policy_denied" | "policy_changed" => DropReason::PolicyDenied,
+        "bad_request" | "too_many_readings" | "head_too_large" | "expectation_failed" | "connect_refused" => {
+            DropReason::InvalidPacketDropped
+        }
+        "buffers_full" => DropReason::RateLimited,
+        _ => DropReason::Unknown,
+    }
+}
+
+/// Method and URL, as far as they could be read, then what became of it, and why it did not go well.
 fn summary(record: &RequestRecord, url: &str) -> String {
-    let mut text = format!("{} {} {url}", record.protocol, record.method);
+    let mut text = record.protocol.clone();
+    for part in [&record.method, url] {
+        if !part.is_empty() {
+            text.push(' ');
+            text.push_str(part);
+        }
+    }
     if record.status != 0 {
         text.push_str(&format!(" {}", record.status));
     }
     if record.grpc_status >= 0 {
         text.push_str(&format!(" grpc-status {}", record.grpc_status));
     }
-    if !record.allowed || record.reason != "forwarded" {
-        text.push_str(&format!(" ({})", record.reason));
+    match record.detail.as_str() {
+        "" if record.reason == "forwarded" => {}
+        "" => text.push_str(&format!(" ({})", record.reason)),
+        detail => text.push_str(&format!(" ({}: {detail})", record.reason)),
     }
     text
 }
@@ -140,7 +191,8 @@ mod tests {
             status: if allowed { 200 } else { 403 },
             grpc_status: -1,
             allowed,
-            reason: if allowed { "forwarded" } else { POLICY_DENIED }.into(),
+            reason: if allowed { "forwarded" } else { "policy_denied" }.into(),
+            outcome: if allowed { RequestOutcome::Forwarded } else { RequestOutcome::Refused }.into(),
             ingress_origin: Some((&origin).into()),
             ingress_allowed: allowed,
             ..RequestRecord::default()
@@ -169,6 +221,73 @@ mod tests {
             (200, "DELETE", "http://api:8080/api")
         );
         assert_eq!(flow.time.unwrap().seconds, 1_500_000_000);
+    }
+
+    /// Allowed or not, the verdict says what happened, and the summary names the request and why.
+    #[test]
+    fn what_was_not_forwarded_is_not_called_so() {
+        let ended = |outcome: RequestOutcome, status, reason: &str, detail: &str| RequestRecord {
+            outcome: outcome.into(),
+            status,
+            reason: reason.into(),
+            detail: detail.into(),
+            ..record(true, Some(2))
+        };
+        let url = "HTTP/1.1 DELETE http://api:8080/api";
+        for (record, verdict, drop_reason, summary) in [
+            (
+                ended(RequestOutcome::Refused, 400, "bad_request", "Invalid chunked body"),
+                Verdict::Dropped,
+                DropReason::InvalidPacketDropped,
+                format!("{url} 400 (bad_request: Invalid chunked body)"),
+            ),
+            (
+                ended(RequestOutcome::Failed, 503, "upstream_unreachable", ""),
+                Verdict::Error,
+                DropReason::Unknown,
+                format!("{url} 503 (upstream_unreachable)"),
+            ),
+            (
+                ended(RequestOutcome::Failed, 200, "upstream_invalid", "Invalid chunked body"),
+                Verdict::Error,
+                DropReason::Unknown,
+                format!("{url} 200 (upstream_invalid: Invalid chunked body)"),
+            ),
+            (
+                ended(RequestOutcome::Forwarded, 200, "client_gone", ""),
+                Verdict::Forwarded,
+                DropReason::Unknown,
+                format!("{url} 200 (client_gone)"),
+            ),
+        ] {
+            let flow = flow(&Snapshot::default(), "n", record);
+            assert_eq!((flow.verdict(), flow.drop_reason_desc()), (verdict, drop_reason), "{summary}");
+            assert_eq!(flow.summary, summary);
+            assert_eq!(flow.ingress_allowed_by.len(), 1, "policy did allow it");
+        }
+    }
+
+    #[test]
+    fn a_request_that_could_be_read_in_part_is_named_by_that_part() {
+        let refused = |method: &str, path: &str, host: &str| {
+            let record = RequestRecord {
+                method: method.into(),
+                path: path.into(),
+                host: host.into(),
+                status: 400,
+                reason: "bad_request".into(),
+                detail: "Bare LF".into(),
+                ..record(false, None)
+            };
+            flow(&Snapshot::default(), "n", record).summary
+        };
+        assert_eq!(refused("", "", ""), "HTTP/1.1 400 (bad_request: Bare LF)");
+        assert_eq!(refused("GET", "/a", ""), "HTTP/1.1 GET http:///a 400 (bad_request: Bare LF)");
+        assert_eq!(refused("GET", "ftp://b/", "a"), "HTTP/1.1 GET ftp://b/ 400 (bad_request: Bare LF)");
+        assert_eq!(
+            refused("GET", "/\u{1b}[2J", "a"),
+            "HTTP/1.1 GET http://a/\\u{1b}[2J 400 (bad_request: Bare LF)"
+        );
     }
 
     #[test]
