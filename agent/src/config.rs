@@ -55,7 +55,7 @@ pub struct Settings {
     /// User of the tunnel's worker, who owns tunnel.sock [default: 65533]
     #[arg(long, value_name = "UID")]
     tunnel_uid: Option<u32>,
-    /// Addresses of all pods of the cluster [default: 10.0.0.0/8]
+    /// Addresses of all pods of the cluster and of nothing else, as kube-controller-manager's --cluster-cidr (required)
     #[arg(long, value_name = "CIDR")]
     pod_network: Option<IpNet>,
     /// Encrypt what goes to pods of other nodes [default: true]
@@ -157,7 +157,7 @@ impl Config {
             pin_dir: settings.pin_dir.unwrap_or_else(|| datapath::DEFAULT_PIN_DIR.into()),
             proxy_uid: settings.proxy_uid.unwrap_or(65532),
             tunnel_uid: settings.tunnel_uid.unwrap_or(65533),
-            pod_network: settings.pod_network.unwrap_or_else(default_pod_network).trunc(),
+            pod_network: settings.pod_network.ok_or_else(no_pod_network)?.trunc(),
             encryption: settings.encryption.unwrap_or(true),
             uplink: settings.uplink,
             tunnel_device: settings.tunnel_device.unwrap_or_else(|| "selvage0".to_owned()),
@@ -261,8 +261,10 @@ fn host_name() -> Result<String, ConfigError> {
     Ok(name.trim_end().to_ascii_lowercase())
 }
 
-fn default_pod_network() -> IpNet {
-    IpNet::new_assert(IpAddr::from([10, 0, 0, 0]), 8)
+/// A guess would take addresses of services, or of other networks, for those of pods.
+fn no_pod_network() -> ConfigError {
+    let problem = "required: give the network of all pods, and of nothing else (--pod-network 10.244.0.0/16)";
+    ConfigError::Invalid { field: "pod_network", problem: problem.to_owned() }
 }
 
 #[cfg(test)]
@@ -270,7 +272,9 @@ mod tests {
     use super::*;
 
     fn parse(arguments: &[&str]) -> Result<Config, ConfigError> {
-        Config::load(&Cli::try_parse_from([&["mesh-agent"], arguments].concat()).unwrap())
+        let given = ["mesh-agent", "--pod-network", "10.0.0.0/8"];
+        let given = if arguments.contains(&"--pod-network") { &given[..1] } else { &given[..] };
+        Config::load(&Cli::try_parse_from([given, arguments].concat()).unwrap())
     }
 
     #[test]
@@ -305,5 +309,7 @@ mod tests {
             let error = parse(&flags).unwrap_err().to_string();
             assert!(error.starts_with(field), "{error}");
         }
+        let nothing = Config::load(&Cli::try_parse_from(["mesh-agent", "--node-name", "a"]).unwrap());
+        assert!(nothing.unwrap_err().to_string().starts_with("pod_network: required"));
     }
 }

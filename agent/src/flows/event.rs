@@ -164,11 +164,13 @@ fn drop_reason(reason: Reason) -> DropReason {
     match reason {
         Reason::DeniedIngress | Reason::DeniedEgress | Reason::DeniedLive => DropReason::PolicyDenied,
         Reason::SpoofedSource => DropReason::InvalidSourceIp,
-        Reason::Fragment => DropReason::FragmentNotFound,
+        Reason::Fragment | Reason::FragmentWithoutFirst | Reason::FragmentHidesHeader => {
+            DropReason::FragmentNotFound
+        }
         Reason::Malformed | Reason::IcmpUnrelated | Reason::NoEntry | Reason::ReverseSyn => {
             DropReason::InvalidPacketDropped
         }
-        Reason::UnsupportedProtocol => DropReason::UnsupportedL3Protocol,
+        Reason::UnsupportedProtocol | Reason::TaggedFrame => DropReason::UnsupportedL3Protocol,
         Reason::Unencrypted => DropReason::UnencryptedTraffic,
         Reason::NoListener | Reason::CannotSteer => DropReason::SocketLookupFailed,
         Reason::QuotaExceeded => DropReason::RateLimited,

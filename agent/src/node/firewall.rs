@@ -61,6 +61,8 @@ impl NodeNetwork {
     fn script(&self) -> String {
         let pod_network = self.config.pod_network;
         let ranges = set(self.pod_sources());
+        // Not the whole pod network: an address that no node owns may be a service's, which netfilter translates.
+        let pods = set(self.pod_sources().into_iter().chain(self.pods_elsewhere()));
         // What is in the pod network is spared with it.
         let nodes = self.peers.iter().flat_map(|peer| &peer.addresses).chain([&self.address]);
         let nodes = nodes.filter(|address| address.is_ipv4() && !pod_network.contains(*address));
@@ -77,21 +79,27 @@ impl NodeNetwork {
         let _ = writeln!(text, "  chain untracked_in {{");
         let _ = writeln!(text, "    type filter hook prerouting priority raw; policy accept;");
         let _ = writeln!(text, "    {} notrack", mark(mark::TO_PROXY));
-        let _ = writeln!(text, "    {} ip daddr {pod_network} notrack", mark(mark::JUDGED));
+        let _ = writeln!(text, "    {} ip daddr {{ {pods} }} notrack", mark(mark::JUDGED));
         let _ = writeln!(text, "  }}");
         let _ = writeln!(text, "  chain untracked_out {{");
         let _ = writeln!(text, "    type filter hook output priority raw; policy accept;");
-        let _ = writeln!(text, "    {} ip saddr {pod_network} notrack", mark(mark::FROM_PROXY));
+        let _ = writeln!(text, "    {} ip saddr {{ {pods} }} notrack", mark(mark::FROM_PROXY));
         let _ = writeln!(text, "  }}");
         text.push_str(&self.never_in_clear(&ranges));
         text.push_str("}\n");
         text
     }
 
+    /// Where pods of other nodes send from.
+    fn pods_elsewhere(&self) -> impl Iterator<Item = IpNet> {
+        let ranges = self.peers.iter().flat_map(|peer| peer.pod_ranges.iter().copied());
+        ranges.filter(|net| net.addr().is_ipv4())
+    }
+
     /// Routes say the same, but routes are many people's: while somebody has flushed them, these rules still stand.
     fn never_in_clear(&self, own: &str) -> String {
         let v4 = |net: &IpNet| net.addr().is_ipv4();
-        let pods = set(self.peers.iter().flat_map(|peer| peer.pod_ranges.iter().copied()).filter(v4));
+        let pods = set(self.pods_elsewhere());
         let nodes = self.peers.iter().flat_map(|peer| &peer.addresses).map(|&address| IpNet::from(address));
         let nodes = set(nodes.filter(v4));
         let mut text = String::new();
@@ -170,6 +178,7 @@ mod tests {
         let script = network.script();
         for rule in [
             "ip saddr { 10.1.0.0/16, 10.5.0.7/32 } ip daddr != { 10.0.0.0/8, 172.31.3.2/32 } masquerade",
+            "meta mark & 0xf00 == 0x300 ip daddr { 10.0.0.0/9 } notrack",
             "ip daddr { 10.0.0.0/9 } ip daddr != { 10.99.0.2/32, 172.31.3.2/32 } drop",
             "ip saddr { 10.1.0.0/16, 10.5.0.7/32 } ip daddr { 10.99.0.2/32, 172.31.3.2/32 } drop",
         ] {

@@ -204,7 +204,7 @@ pub async fn delete_device(name: &str) -> Result<bool, NodeError> {
 #[cfg(test)]
 fn network_of_a_test(arguments: &[&str], peers: Vec<PeerNode>) -> NodeNetwork {
     use clap::Parser as _;
-    let cli = [&["mesh-agent", "--node-name", "node-1"], arguments].concat();
+    let cli = [&["mesh-agent", "--node-name", "node-1", "--pod-network", "10.0.0.0/8"], arguments].concat();
     NodeNetwork {
         netlink: Netlink::connect().unwrap(),
         config: Config::load(&crate::config::Cli::parse_from(cli)).unwrap(),

@@ -131,6 +131,7 @@ mod tests {
             index: 7,
             name: "selvage0".into(),
             mac: None,
+            peer_namespace: None,
             mtu: 1420,
             up: true,
             loopback: false,

@@ -213,6 +213,7 @@ impl<S: Source> Reconciler<S> {
         if link.index != request.veth.host_ifindex {
             return Err(device(&format!("its number is {}, not {}", link.index, request.veth.host_ifindex)));
         }
+        self.keeping.namespaces.extend(link.peer_namespace.map(|id| (link.index, id)));
         // Programs first: without an entry for the pod they let nothing through.
         block_in_place(|| self.datapath.attach_pod(&known.host_interface))?;
         let attached = Allocation { veth: Some(request.veth), ..known.clone() };

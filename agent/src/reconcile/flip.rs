@@ -6,6 +6,7 @@ use policy::Problem;
 use tokio::task::block_in_place;
 
 use super::{Reconciler, judges};
+use crate::node::NodeNetwork;
 use crate::source::Source;
 
 /// The kernel numbers the loopback device 1 in every namespace.
@@ -64,6 +65,7 @@ impl<S: Source> Reconciler<S> {
                 ifindex: veth.host_ifindex,
                 mac: veth.pod_mac,
                 shaped: self.keeping.shaped.contains(&veth.host_ifindex),
+                netns: self.keeping.namespaces.get(&veth.host_ifindex).copied(),
             })
         });
         attached.collect()
@@ -79,10 +81,18 @@ impl<S: Source> Reconciler<S> {
             slots: self.slots.clamp(1, layout::limits::LISTENERS),
             loopback_ifindex: LOOPBACK,
             flags: if self.config.encryption { config_flag::ENCRYPTED } else { 0 },
-            reserved: 0,
+            tunnel_ifindex: self.tunnel_ifindex(network),
         };
         if let Err(error) = self.datapath.maps.set_config(&config) {
             self.retry_later("configuration of the datapath", &error);
+        }
+    }
+
+    /// The device that proves origin. One of before this agent's start does so until it was looked for.
+    fn tunnel_ifindex(&self, network: &NodeNetwork) -> u32 {
+        match &network.tunnel {
+            Some(tunnel) => tunnel.index,
+            None => self.datapath.maps.config().map_or(0, |config| config.tunnel_ifindex),
         }
     }
 

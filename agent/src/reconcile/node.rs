@@ -36,6 +36,8 @@ pub(super) struct Keeping {
     object_problem: Option<Problem>,
     /// Allocations of before this agent's start whose pods are gone have been released.
     swept: bool,
+    /// Ids of the pods' network namespaces, by the number of the host side: in them the programs look for sockets.
+    pub(super) namespaces: BTreeMap<u32, u32>,
     /// What the last look found.
     problems: Vec<Problem>,
     /// Devices whose queues packets must pass: bandwidth limits, set by a plugin that runs after ours.
@@ -94,13 +96,17 @@ impl<S: Source> Reconciler<S> {
         let (routes, peers) = peers::build(&self.config, &records, &self.known_nodes, &mut problems);
         let strays = self.strays(&network, &mut problems);
         let changed = network.set_neighbourhood(routes, strays) || moved;
+        let tunnel = network.tunnel.as_ref().map(|tunnel| tunnel.index);
         if look || changed {
             let expected = changed || self.pool.is_none();
             self.ensure_node(&mut network, expected).await;
         }
+        let replaced = network.tunnel.as_ref().map(|tunnel| tunnel.index) != tunnel;
         self.network = Some(network);
-        if moved {
+        if moved || replaced {
             self.write_config();
+        }
+        if moved {
             self.announce_node();
         }
         problems.extend(self.keeping.problems.iter().cloned());
@@ -170,6 +176,12 @@ impl<S: Source> Reconciler<S> {
             outcome.failed.push(error.to_string());
             Vec::new()
         });
+        if !links.is_empty() {
+            let namespaces: BTreeMap<u32, u32> =
+                links.iter().filter_map(|link| Some((link.index, link.peer_namespace?))).collect();
+            self.stale |= self.keeping.namespaces != namespaces;
+            self.keeping.namespaces = namespaces;
+        }
         if !self.keeping.swept && outcome.failed.is_empty() {
             self.release_what_is_gone(&links, &mut of_pods).await;
             self.keeping.swept = of_pods.failed.is_empty();

@@ -139,7 +139,9 @@ mod tests {
         let mut known = KnownNodes::open(&folder.path().join("nodes.json"));
         known.learn(&records);
         let mut problems = Vec::new();
-        let config = Config::load(&Cli::parse_from(["mesh-agent", "--node-name", "node-1"])).unwrap();
+        let config =
+            Config::load(&Cli::parse_from(["mesh-agent", "--node-name=node-1", "--pod-network=10.0.0.0/8"]))
+                .unwrap();
         let (routes, peers) = build(&config, &records, &known, &mut problems);
         let ranges: Vec<_> = routes.iter().map(|route| route.pod_ranges.len()).collect();
         assert_eq!(ranges, [1, 1, 1], "not what lies outside of the pod network");
@@ -162,7 +164,9 @@ mod tests {
 
     #[test]
     fn a_node_is_alone_only_if_a_source_that_was_read_names_it_and_no_other() {
-        let config = Config::load(&Cli::parse_from(["mesh-agent", "--node-name", "node-1"])).unwrap();
+        let config =
+            Config::load(&Cli::parse_from(["mesh-agent", "--node-name=node-1", "--pod-network=10.0.0.0/8"]))
+                .unwrap();
         let node = |name: &str| Node { name: name.to_owned(), addresses: Vec::new(), pod_ranges: Vec::new() };
         let records = |names: &[&str]| {
             let nodes = names.iter().map(|name| ((*name).to_owned(), Arc::new(node(name)))).collect();

@@ -116,7 +116,8 @@ mod tests {
     use crate::journal::allocation;
 
     fn config() -> Config {
-        Config::load(&Cli::parse_from(["mesh-agent", "--node-name", "node-1"])).unwrap()
+        Config::load(&Cli::parse_from(["mesh-agent", "--node-name=node-1", "--pod-network=10.0.0.0/8"]))
+            .unwrap()
     }
 
     fn records(pods: &[Pod], status: &[(&str, &str, &str, &str)]) -> Records {

@@ -90,7 +90,7 @@ impl Node {
 
     fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-agent"));
-        command.args(["--node-name", "node-1"]);
+        command.args(["--node-name", "node-1", "--pod-network", "10.0.0.0/8"]);
         for (flag, below) in [("--source-dir", "manifests"), ("--state-dir", "state"), ("--run-dir", "run")] {
             command.arg(flag).arg(self.path(below));
         }

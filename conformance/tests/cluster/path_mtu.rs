@@ -76,6 +76,55 @@ impl Drop for FarServer {
     }
 }
 
+/// Gives every datagram back.
+const ECHO: &str = "
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(('0.0.0.0', 5353))
+while True:
+    data, peer = s.recvfrom(65535)
+    s.sendto(data, peer)
+";
+
+/// Sends datagrams below and above what one packet takes, and awaits each of them whole.
+const SEND: &str = "
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(0.5)
+for size in (1000, 1392, 1393, 3000, 60000):
+    data = bytes(i % 251 for i in range(size))
+    for attempt in range(10):
+        s.sendto(data, (sys.argv[1], 5353))
+        try:
+            assert s.recv(65535) == data
+            break
+        except TimeoutError:
+            pass
+    else:
+        sys.exit(f'{size} bytes did not come back')
+";
+
+#[test]
+fn large_datagrams_pass_between_nodes_and_from_outside() {
+    let Some(lab) = fixture::shop() else { return };
+    let route = ["route", "add", "10.2.0.0/16", "via", "172.31.2.2"];
+    let added = command::run(lab.outside_command("ip").args(route), LIMIT).unwrap();
+    assert!(added.status.success(), "{added:?}");
+    let mut server = lab.pod_command(NS, "frontend-2", "python3");
+    let _server = Background(server.args(["-c", ECHO]).stdin(Stdio::null()).spawn().unwrap());
+    let address = lab.pod_address(NS, "frontend-2").unwrap().to_string();
+    let clients = [
+        ("a pod", lab.pod_command(NS, "frontend", "python3")),
+        ("a process of its node", lab.node_command("node-2", "python3")),
+        ("a process of the other node", lab.node_command("node-1", "python3")),
+        ("outside", lab.outside_command("python3")),
+    ];
+    for (who, mut client) in clients {
+        let sent = command::run(client.args(["-c", SEND, &address]), Duration::from_secs(30)).unwrap();
+        assert!(sent.status.success(), "{who}: {sent:?}");
+    }
+}
+
 #[test]
 fn a_large_request_passes_a_small_hop_behind_the_proxy() {
     let Some(lab) = fixture::shop() else { return };

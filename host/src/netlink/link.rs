@@ -43,6 +43,9 @@ pub struct Link {
     pub kind: Option<String>,
     /// Number of the other end, in its own namespace (veth).
     pub peer: Option<u32>,
+    /// Id that the asker's namespace has for the one of the other end; the kernel gives it one at the first question.
+    /// `None` if that is the same namespace.
+    pub peer_namespace: Option<u32>,
 }
 
 /// A pair of veth devices to be made.
@@ -214,6 +217,7 @@ fn link(message: &RouteNetlinkMessage) -> Option<Link> {
         loopback: message.header.flags.contains(LinkFlags::Loopback),
         kind: None,
         peer: None,
+        peer_namespace: None,
     };
     for attribute in &message.attributes {
         match attribute {
@@ -221,6 +225,7 @@ fn link(message: &RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().ok().map(Mac),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Link(index) => link.peer = Some(*index),
+            LinkAttribute::LinkNetNsId(id) => link.peer_namespace = u32::try_from(*id).ok(),
             LinkAttribute::LinkInfo(infos) => {
                 link.kind = infos.iter().find_map(|info| match info {
                     LinkInfo::Kind(kind) => Some(kind.to_string()),

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::LabError;
 use crate::folder::Folder;
 use crate::process::ProcessId;
+use crate::store::POD_NETWORK;
 
 /// Where the programs are, if not beside the running one.
 const BIN_DIR: &str = "SELVAGE_BIN_DIR";
@@ -126,6 +127,7 @@ pub(crate) fn program_command(
     }
     if program == Program::Agent {
         command.arg("--source-dir").arg(lab.manifests());
+        command.arg("--pod-network").arg(POD_NETWORK.to_string());
         command.arg("--encryption").arg(encryption.to_string());
     }
     Ok(command)

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use aya::maps::{MapData, MapError, MapInfo, MapType};
 use layout::{
-    Addr, Config, ConnectionEntry, ConnectionKey, Endpoint, InsertQuota, Reason, RuleKey, RuleValue, limits,
-    maps,
+    Addr, Config, ConnectionEntry, ConnectionKey, Endpoint, FragmentKey, FragmentNote, InsertQuota, Reason,
+    RuleKey, RuleValue, limits, maps,
 };
 
 use crate::Error;
@@ -28,8 +28,8 @@ const fn shape<K, V>(name: &'static str, kind: MapType, max_entries: u32) -> Sha
 }
 
 /// All maps of the layout.
-pub(crate) const ALL: [Shape; 9] =
-    [CONFIG, ENDPOINTS, IDENTITIES, RULES, CONNECTIONS, QUOTAS, LISTENERS, EVENTS, COUNTERS];
+pub(crate) const ALL: [Shape; 10] =
+    [CONFIG, ENDPOINTS, IDENTITIES, RULES, CONNECTIONS, FRAGMENTS, QUOTAS, LISTENERS, EVENTS, COUNTERS];
 
 pub(crate) const CONFIG: Shape = shape::<u32, Config>(maps::CONFIG, MapType::Array, 1);
 pub(crate) const ENDPOINTS: Shape =
@@ -42,6 +42,8 @@ pub(crate) const RULES: Shape = shape::<[u8; PREFIX_LENGTH + size_of::<RuleKey>(
 );
 pub(crate) const CONNECTIONS: Shape =
     shape::<ConnectionKey, ConnectionEntry>(maps::CONNECTIONS, MapType::LruHash, limits::CONNECTIONS);
+pub(crate) const FRAGMENTS: Shape =
+    shape::<FragmentKey, FragmentNote>(maps::FRAGMENTS, MapType::LruHash, limits::FRAGMENTS);
 pub(crate) const QUOTAS: Shape = shape::<u32, InsertQuota>(maps::QUOTAS, MapType::LruHash, limits::ENDPOINTS);
 pub(crate) const LISTENERS: Shape = shape::<u32, u32>(maps::LISTENERS, MapType::SockMap, limits::LISTENERS);
 pub(crate) const EVENTS: Shape = shape::<(), ()>(maps::EVENTS, MapType::RingBuf, limits::EVENT_BYTES);

@@ -218,6 +218,7 @@ fn a_datagram_flow_that_was_silent_too_long_is_void() {
 #[test]
 fn an_entry_whose_pod_is_gone_is_void_and_its_address_starts_anew() {
     let Some(mut bench) = connected("c-gone") else { return };
+    let _sockets = bench.pods_have(CLIENT, SERVER);
     bench.datapath.maps.remove_endpoint(IpAddr::V4(POD_B)).unwrap();
     let (outcome, counted) = bench.counted(|b| b.a_sends(&tcp(CLIENT, SERVER, ACK)));
     // Unknown now, and A is free to send there: through the stack, to nowhere.
@@ -265,6 +266,7 @@ fn rule_4_sockets_of_the_node_itself_are_left_to_the_stack() {
     let Some(mut bench) = bench("c-node-socket") else { return };
     // A process of the node is connected with A; the table is lost.
     let node = (NODE, 10_250);
+    let _of_a = bench.pods_have(CLIENT, node);
     let _sockets = bench.transparent_pair(node, CLIENT);
     assert_eq!(bench.a_sends(&tcp(CLIENT, node, ACK)).verdict(), (NEXT, 0), "never marked");
     // A SYN is judged like any other to the node.
@@ -277,6 +279,7 @@ fn rule_4_sockets_of_the_node_itself_are_left_to_the_stack() {
 #[test]
 fn rule_5_a_reply_makes_its_lost_entry_anew() {
     let Some(mut bench) = connected("c-restore") else { return };
+    let _sockets = bench.pods_have(CLIENT, SERVER);
     // B may send nothing on its own: what passes is A's connection.
     bench.put_b(endpoint_flag::ENFORCE_INGRESS | endpoint_flag::ENFORCE_EGRESS);
     assert_eq!(bench.datapath.maps.remove_connections_of(IpAddr::V4(POD_A)).unwrap(), 1);
@@ -290,7 +293,8 @@ fn rule_5_a_reply_makes_its_lost_entry_anew() {
 
 #[test]
 fn rule_5_either_sides_segment_restores_the_openers_entry() {
-    let Some(bench) = connected("c-restore-both") else { return };
+    let Some(mut bench) = connected("c-restore-both") else { return };
+    let _sockets = bench.pods_have(CLIENT, SERVER);
     for (from_server, flags) in [(true, ACK), (false, ACK)] {
         let mut bench_maps = datapath::Maps::open(&bench.pin_dir).unwrap();
         bench_maps.remove_connections_of(IpAddr::V4(POD_A)).unwrap();
@@ -302,6 +306,44 @@ fn rule_5_either_sides_segment_restores_the_openers_entry() {
         assert_eq!(outcome.action, REDIRECT);
         let entry = bench.entry(TCP, CLIENT, SERVER).unwrap();
         assert_eq!(entry.opened_by_a, connection_key_sender_bit(CLIENT, SERVER));
+    }
+}
+
+#[test]
+fn rule_5_a_connection_that_its_pod_does_not_have_is_not_restored() {
+    let Some(mut bench) = bench("c-forged") else { return };
+    // A lets nobody in and may send everything: whatever it says could be an answer. B is closed outwards, and would let
+    // A in.
+    bench.put_a(endpoint_flag::ENFORCE_INGRESS);
+    bench.put_b(endpoint_flag::ENFORCE_EGRESS);
+    let stranger = (WORLD, 443);
+    let remote = (POD_R, 443);
+    let data = |from, to| tcp_with_data(from, to);
+    let check = |bench: &Bench| {
+        assert_eq!(bench.b_sends(&data(SERVER, CLIENT)).action, DROP);
+        assert_eq!(bench.a_sends(&data(CLIENT, SERVER)).action, DROP);
+        assert_eq!(bench.forwarded_to_a(&data(stranger, CLIENT)).action, DROP);
+        assert_eq!(bench.tunnel_delivers(&data(remote, CLIENT)[14..]).action, DROP);
+        assert_eq!(bench.b_sends(&data(SERVER, remote)).action, DROP);
+        let refused = bench.events().into_iter().filter(|event| event.reason == Reason::NoEntry as u8);
+        assert_eq!(refused.count(), 5);
+        assert!(bench.datapath.maps.connections().unwrap().is_empty());
+    };
+    check(&bench);
+    // Another connection of the same pods, and listeners, are none.
+    let _others = bench.pods_have((POD_A, 40_001), (POD_B, 81));
+    check(&bench);
+    // An id that is not known, and one that no namespace has.
+    let _sockets = bench.pods_have(CLIENT, SERVER);
+    for netns in [0, 9_999] {
+        for (address, ifindex) in [(POD_A, bench.device_a), (POD_B, bench.device_b)] {
+            let mut endpoints = bench.datapath.maps.endpoints().unwrap().into_iter();
+            let (_, endpoint) = endpoints.find(|(known, _)| *known == IpAddr::V4(address)).unwrap();
+            assert_eq!(endpoint.ifindex, ifindex);
+            let endpoint = Endpoint { netns, ..endpoint };
+            bench.datapath.maps.put_endpoint(IpAddr::V4(address), &endpoint).unwrap();
+        }
+        check(&bench);
     }
 }
 
@@ -320,6 +362,7 @@ fn rule_5_segments_of_no_connection_are_dropped() {
 #[test]
 fn rule_5_a_lost_connection_under_an_l7_rule_is_reset_from_either_side() {
     let Some(mut bench) = bench("c-l7-lost") else { return };
+    let _sockets = bench.pods_have(CLIENT, SERVER);
     bench.protect_b();
     bench.redirect_into_b(IDENTITY_A, 80);
     for from_server in [false, true] {

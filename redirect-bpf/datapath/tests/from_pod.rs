@@ -245,7 +245,7 @@ fn a_shaped_pod_is_reached_through_its_queues() {
 #[test]
 fn other_than_ipv4_is_dropped_but_for_the_pods_own_arp() {
     let Some(bench) = bench("fp-ethertypes") else { return };
-    for ethertype in [0x86dd, 0x8100, 0x88cc] {
+    for ethertype in [0x86dd, 0x88cc] {
         let (outcome, counted) = bench.counted(|b| b.a_sends(&frame(ethertype, &[0x60; 60])));
         assert_eq!((outcome.action, counted), (DROP, vec![(Reason::UnsupportedProtocol, 1)]));
     }

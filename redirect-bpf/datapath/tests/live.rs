@@ -110,6 +110,36 @@ fn the_server_of_a_proxied_connection_meets_no_listener() {
 }
 
 #[test]
+fn a_live_connection_goes_on_when_the_table_is_lost_and_a_forged_one_does_not_begin() {
+    let Some(mut node) = Node::new("v-lost") else { return };
+    // B lets A in and sends nothing on its own; A lets nobody in.
+    node.bench.put_a(endpoint_flag::ENFORCE_INGRESS);
+    node.bench.put_b(endpoint_flag::ENFORCE_INGRESS | endpoint_flag::ENFORCE_EGRESS);
+    node.bench.allow_into_b(IDENTITY_A, 80);
+    let listener = node.listen_in_b(80);
+    let mut client = node.a.run(|| connect((POD_B, 80), WAIT)).unwrap();
+    let (mut server, _) = accept(&listener);
+    exchange(&mut client, &mut server);
+    for server_first in [true, false] {
+        assert_eq!(node.bench.datapath.maps.remove_connections_of(POD_B.into()).unwrap(), 1);
+        if server_first { exchange(&mut server, &mut client) } else { exchange(&mut client, &mut server) }
+    }
+    assert_eq!(node.bench.counters().get(Reason::EntryRestored), 2);
+    // B forges an answer to another port of A's, where a socket listens.
+    node.bench.datapath.maps.remove_connections_of(POD_B.into()).unwrap();
+    let _listener = node.a.run(|| TcpListener::bind((POD_A, 8_080)).unwrap());
+    let mut packet = mac_of("veth-b").to_vec();
+    packet.extend(node.mac_b);
+    packet.extend([0x08, 0x00]);
+    let mut segment = bare_tcp((POD_B, 80), (POD_A, 8_080), ACK);
+    set_checksums(&mut segment);
+    packet.extend(segment);
+    node.b.run(|| send_frame("eth0", &packet)).unwrap();
+    wait_for(|| node.bench.counters().get(Reason::NoEntry) == 1);
+    assert!(node.bench.datapath.maps.connections().unwrap().is_empty());
+}
+
+#[test]
 fn a_live_connection_that_is_denied_is_reset_on_both_sides() {
     let Some(mut node) = Node::new("v-reset") else { return };
     node.bench.protect_b();

@@ -83,6 +83,7 @@ impl Enforced {
             ifindex,
             mac,
             shaped: false,
+            netns: None,
         };
         let attached = [pod(POD_A, self.bench.device_a, [2; 6]), pod(POD_B, self.bench.device_b, MAC_B)];
         self.installed.plan(snapshot, &attached, &mut self.origins)

@@ -24,13 +24,22 @@ fn bad_packets(from: std::net::Ipv4Addr, to: std::net::Ipv4Addr) -> Vec<(&'stati
     quoted_options[0] = 0x46;
     let mut short_error = bare_frag_needed(from, to, &quoted);
     short_error.truncate(20 + 8 + 27);
+    let first = |packet: &[u8]| {
+        let mut packet = packet.to_vec();
+        packet[6] = 0x20;
+        packet[2..4].copy_from_slice(&u16::try_from(packet.len()).unwrap().to_be_bytes());
+        packet
+    };
+    let long_header = edited(&|p| p[32] = 15 << 4);
     vec![
         ("header length 4", Reason::Malformed, edited(&|p| p[0] = 0x44)),
         ("version 5", Reason::Malformed, edited(&|p| p[0] = 0x55)),
         ("IP options", Reason::Malformed, with_options),
-        ("first fragment", Reason::Fragment, edited(&|p| p[6] = 0x20)),
-        ("later fragment", Reason::Fragment, edited(&|p| p[7] = 1)),
-        ("last fragment", Reason::Fragment, edited(&|p| p[6] = 0x1f)),
+        ("later fragment", Reason::FragmentWithoutFirst, edited(&|p| p[7] = 1)),
+        ("last fragment", Reason::FragmentWithoutFirst, edited(&|p| p[6] = 0x1f)),
+        ("first fragment without its header", Reason::FragmentHidesHeader, first(&good[..36])),
+        ("first fragment without all of its header", Reason::FragmentHidesHeader, first(&long_header)),
+        ("first fragment of an ICMP error", Reason::Fragment, first(&bare_frag_needed(from, to, &quoted))),
         ("TCP header cut off", Reason::Malformed, good[..39].to_vec()),
         ("no TCP header", Reason::Malformed, good[..20].to_vec()),
         ("TCP header length 4", Reason::Malformed, edited(&|p| p[32] = 4 << 4)),

@@ -17,12 +17,28 @@ const KUBELET: (std::net::Ipv4Addr, u16) = (NODE, 50_000);
 fn marks_of_the_proxy_and_of_the_other_programs_pass() {
     let Some(mut bench) = bench("tp-marks") else { return };
     bench.protect_b();
-    for mark in [FROM_PROXY, JUDGED, FROM_PROXY | 0x4000] {
+    for mark in [FROM_PROXY, FROM_PROXY | 0x4000] {
         let arrival = Arrival { ifindex: bench.device_b, mark, ..Arrival::default() };
         let (outcome, counted) =
             bench.counted(|b| b.run(Program::ToPod, &tcp((POD_A, 40_000), SERVER, SYN), arrival));
         assert_eq!(outcome.verdict(), (NEXT, mark));
         assert_eq!(counted, [(Reason::ToPodJudged, 1)], "judged elsewhere, not again");
+    }
+    // What was judged has an entry, and passes for that alone.
+    bench.allow_into_b(IDENTITY_A, 80);
+    bench.a_sends(&tcp((POD_A, 40_000), SERVER, SYN));
+    for (port, flags, action, reason) in [
+        (80, SYN, NEXT, Reason::ToPodJudged),
+        (80, ACK, NEXT, Reason::ToPodJudged),
+        (81, SYN, DROP, Reason::DeniedIngress),
+        (81, ACK, DROP, Reason::NoEntry),
+    ] {
+        let (ifindex, ingress_ifindex) = (bench.device_b, bench.device_a);
+        let arrival = Arrival { ifindex, ingress_ifindex, mark: JUDGED };
+        let packet = tcp((POD_A, 40_000), (POD_B, port), flags);
+        let (outcome, counted) = bench.counted(|b| b.run(Program::ToPod, &packet, arrival));
+        assert_eq!(outcome.action, action, "{port} {flags:#x}");
+        assert!(counted.contains(&(reason, 1)), "{port} {flags:#x}: {counted:?}");
     }
     // Any other value is no pass.
     for mark in [0x100, TO_PROXY, 0x400, 0xb00, 0xf00] {
@@ -112,6 +128,7 @@ fn replies_of_the_world_follow_the_entry_of_the_pod() {
     let (outcome, counted) = bench.counted(|b| b.forwarded_to_b(&tcp(site, client, SYN_ACK)));
     assert_eq!(outcome.verdict(), (NEXT, 0));
     assert_eq!(counted, [(Reason::ToPodForwarded, 1), (Reason::IngressVerdict, 1)]);
+    let _sockets = bench.pods_have(client, site);
     // The table is lost; the reply restores what B opened, and a change of B's egress is seen on it.
     bench.datapath.maps.remove_connections_of(std::net::IpAddr::V4(POD_B)).unwrap();
     assert_eq!(bench.forwarded_to_b(&tcp(site, client, ACK)).verdict(), (NEXT, 0));
@@ -169,7 +186,7 @@ fn what_is_not_for_the_pod_behind_the_device_is_dropped() {
 fn arp_passes_and_other_protocols_are_dropped() {
     let Some(bench) = bench("tp-ethertypes") else { return };
     assert_eq!(bench.host_to_b(&arp(NODE, POD_B)).action, NEXT);
-    for ethertype in [0x86dd, 0x8100, 0x88cc] {
+    for ethertype in [0x86dd, 0x88cc] {
         let (outcome, counted) = bench.counted(|b| b.host_to_b(&frame(ethertype, &[0x60; 60])));
         assert_eq!((outcome.action, counted), (DROP, vec![(Reason::UnsupportedProtocol, 1)]));
     }
@@ -186,7 +203,49 @@ fn a_remote_node_is_not_the_host() {
         ..Endpoint::default()
     };
     bench.put(POD_B, endpoint);
-    assert_eq!(bench.forwarded_to_b(&tcp((REMOTE_NODE, 40_000), SERVER, SYN)).action, DROP);
+    let from_tunnel = Arrival { ifindex: bench.device_b, ingress_ifindex: TUNNEL, mark: 0 };
+    let syn = tcp((REMOTE_NODE, 40_000), SERVER, SYN);
+    assert_eq!(bench.run(Program::ToPod, &syn, from_tunnel).action, DROP);
     bench.rule(RULES_B, direction::INGRESS, identity::REMOTE_NODE, TCP, 80, verdict::ALLOW);
-    assert_eq!(bench.forwarded_to_b(&tcp((REMOTE_NODE, 40_000), SERVER, SYN)).action, NEXT);
+    assert_eq!(bench.run(Program::ToPod, &syn, from_tunnel).action, NEXT);
+}
+
+#[test]
+fn only_the_tunnel_brings_what_claims_to_be_from_another_node() {
+    let Some(mut bench) = bench("tp-origin") else { return };
+    // Let in whoever it is.
+    bench.put_b(0);
+    for source in [POD_R, POD_UNKNOWN, REMOTE_NODE] {
+        // The mark of what was judged is no proof either.
+        for mark in [0, JUDGED] {
+            let by = |ingress_ifindex| Arrival { ifindex: bench.device_b, ingress_ifindex, mark };
+            let syn = tcp((source, 40_000), SERVER, SYN);
+            for device in [bench.uplink, bench.device_a] {
+                let (outcome, counted) = bench.counted(|b| b.run(Program::ToPod, &syn, by(device)));
+                assert_eq!((outcome.action, counted), (DROP, vec![(Reason::Unencrypted, 1)]), "{source}");
+            }
+            assert_eq!(bench.run(Program::ToPod, &syn, by(TUNNEL)).action, NEXT, "{source}");
+        }
+    }
+    // Nothing is proven while there is no tunnel, and nothing needs to be without encryption.
+    bench.set_config(|config| config.tunnel_ifindex = 0);
+    let by_tunnel = Arrival { ifindex: bench.device_b, ingress_ifindex: TUNNEL, mark: 0 };
+    let syn = tcp((POD_R, 40_000), SERVER, SYN);
+    assert_eq!(bench.run(Program::ToPod, &syn, by_tunnel).action, DROP);
+    bench.set_config(|config| config.flags = 0);
+    assert_eq!(bench.forwarded_to_b(&syn).action, NEXT);
+}
+
+#[test]
+fn tagged_frames_are_dropped_by_name() {
+    let Some(bench) = bench("tp-tagged") else { return };
+    let mut tagged = vec![0, 0, 0x08, 0];
+    tagged.extend(bare_tcp((POD_A, 40_000), SERVER, SYN));
+    for ethertype in [0x8100, 0x88a8] {
+        let frame = frame(ethertype, &tagged);
+        for run in [Bench::forwarded_to_b, Bench::host_to_b, Bench::a_sends, Bench::uplink_delivers] {
+            let (outcome, counted) = bench.counted(|b| run(b, &frame));
+            assert_eq!((outcome.action, counted), (DROP, vec![(Reason::TaggedFrame, 1)]), "{ethertype:#x}");
+        }
+    }
 }

@@ -28,6 +28,8 @@ pub struct Endpoint {
     pub ruleset: u32,
     /// Bits of [`endpoint_flag`].
     pub flags: u32,
+    /// 1 above the id that the node's network namespace has for the pod's; 0 if it is not known.
+    pub netns: u32,
     /// Ethernet address of the pod's side, network order, low 6 bytes; `from_tunnel` writes it into the header it pushes.
     pub mac: [u8; 6],
     /// Always zero.
@@ -36,7 +38,7 @@ pub struct Endpoint {
 
 /// Bits of [`Config::flags`].
 pub mod config_flag {
-    /// What claims a pod's address and comes in clear over the uplink is dropped.
+    /// What claims the address of a remote pod or of another node enters a pod only by way of the tunnel.
     pub const ENCRYPTED: u32 = 1;
     /// A snapshot is being written: identities and rules may be of two. What is denied meanwhile is dropped, and ends
     /// no live flow.
@@ -59,6 +61,7 @@ pub struct Config {
     pub loopback_ifindex: u32,
     /// Bits of [`config_flag`].
     pub flags: u32,
-    /// Always zero.
-    pub reserved: u32,
+    /// Index of the tunnel's device, the only one that proves who sent what another node or a pod of it claims; 0 while
+    /// there is none.
+    pub tunnel_ifindex: u32,
 }

@@ -11,6 +11,7 @@ mod address;
 mod connection;
 mod endpoint;
 mod event;
+mod fragment;
 mod reason;
 mod rule;
 
@@ -18,6 +19,7 @@ pub use address::Addr;
 pub use connection::{ConnectionEntry, ConnectionKey, path};
 pub use endpoint::{Config, Endpoint, config_flag, endpoint_flag};
 pub use event::{Event, event_kind};
+pub use fragment::{FragmentKey, FragmentNote};
 pub use reason::Reason;
 pub use rule::{RuleKey, RuleValue, direction, verdict};
 
@@ -53,15 +55,17 @@ pub mod mark {
 /// Names of the pinned maps. The number is the layout version of that one map.
 pub mod maps {
     /// `Array<Config>`, one element.
-    pub const CONFIG: &str = "CONFIG_1";
+    pub const CONFIG: &str = "CONFIG_2";
     /// `HashMap<Addr, Endpoint>`: the pods of this node.
-    pub const ENDPOINTS: &str = "ENDPOINTS_2";
+    pub const ENDPOINTS: &str = "ENDPOINTS_3";
     /// `HashMap<Addr, u32>`: identity of every known pod and node address, local or remote.
     pub const IDENTITIES: &str = "IDENTITIES_1";
     /// `LpmTrie<RuleKey, RuleValue>`: lowered policy, see [`crate::RuleKey`].
     pub const RULES: &str = "RULES_1";
     /// `LruHashMap<ConnectionKey, ConnectionEntry>`.
     pub const CONNECTIONS: &str = "CONNECTIONS_1";
+    /// `LruHashMap<FragmentKey, FragmentNote>`: ports of datagrams that come in pieces.
+    pub const FRAGMENTS: &str = "FRAGMENTS_1";
     /// `LruHashMap<u32, InsertQuota>`: new entries of an endpoint in the current window, keyed by host ifindex.
     pub const QUOTAS: &str = "QUOTAS_1";
     /// `SockMap`: the proxy's listeners, one slot for each of its threads.
@@ -87,6 +91,12 @@ pub mod limits {
     pub const QUOTA_ENTRIES: u32 = CONNECTIONS / 8;
     /// Length of a quota window in nanoseconds: 10 s.
     pub const QUOTA_WINDOW_NS: u64 = 10_000_000_000;
+    /// Datagrams that come in pieces, about 100 bytes each: 1.6 MiB. Linux holds at most 4 MiB of pieces until they are whole
+    /// (`ipfrag_high_thresh`), some 3,000 datagrams; this is five times that. At the limit the one used least recently goes,
+    /// and its later pieces are counted as `fragment_without_first`.
+    pub const FRAGMENTS: u32 = 16_384;
+    /// How long later pieces are known by their first: as long as Linux waits for them (`ipfrag_time`), 30 s.
+    pub const FRAGMENT_LIFE_NS: u64 = 30_000_000_000;
     /// Listener slots: threads of one proxy (64) for two masters at once.
     pub const LISTENERS: u32 = 128;
     /// Bytes of the event ring: 8,192 events, a second of a flood that is then counted as lost.

@@ -63,6 +63,9 @@ reasons! {
     /// An event did not fit into the ring.
     EventLost = 18, "event_lost";
 
+    /// The first fragment of a datagram was allowed, and its ports are noted for the later ones.
+    FragmentNoted = 24, "fragment_noted";
+
     /// Dropped: policy of the receiver does not allow it.
     DeniedIngress = 32, "denied_ingress";
     /// Dropped: policy of the sender does not allow it.
@@ -71,7 +74,7 @@ reasons! {
     DeniedLive = 34, "denied_live";
     /// Dropped: the source is not the pod's own address.
     SpoofedSource = 35, "spoofed_source";
-    /// Dropped: a fragment; they are not reassembled yet.
+    /// Dropped: a fragment of what goes to the proxy, or of an ICMP error.
     Fragment = 36, "fragment";
     /// Dropped: IP options, an impossible length or header.
     Malformed = 37, "malformed";
@@ -99,6 +102,12 @@ reasons! {
     ReverseSyn = 48, "reverse_syn";
     /// Dropped: a live flow was denied by a mixture of two policies, while one took the other's place.
     Swapping = 49, "swapping";
+    /// Dropped: a frame with a VLAN tag, which hides or changes what it is taken for.
+    TaggedFrame = 56, "tagged_frame";
+    /// Dropped: a later fragment whose first one was not seen here, or was refused.
+    FragmentWithoutFirst = 57, "fragment_without_first";
+    /// Dropped: a first fragment too short for its transport header, or a later one that reaches into that.
+    FragmentHidesHeader = 58, "fragment_hides_header";
 }
 
 impl Reason {

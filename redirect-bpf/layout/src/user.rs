@@ -1,6 +1,9 @@
 #![expect(unsafe_code, reason = "aya::Pod is an unsafe trait: the only way to use a type as key or value")]
 
-use crate::{Addr, Config, ConnectionEntry, ConnectionKey, Endpoint, Event, InsertQuota, RuleKey, RuleValue};
+use crate::{
+    Addr, Config, ConnectionEntry, ConnectionKey, Endpoint, Event, FragmentKey, FragmentNote, InsertQuota,
+    RuleKey, RuleValue,
+};
 
 macro_rules! pod {
     ($($type:ty),* $(,)?) => {
@@ -12,4 +15,16 @@ macro_rules! pod {
     };
 }
 
-pod!(Addr, Config, ConnectionEntry, ConnectionKey, Endpoint, Event, InsertQuota, RuleKey, RuleValue);
+pod!(
+    Addr,
+    Config,
+    ConnectionEntry,
+    ConnectionKey,
+    Endpoint,
+    Event,
+    FragmentKey,
+    FragmentNote,
+    InsertQuota,
+    RuleKey,
+    RuleValue,
+);

@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
-use layout::{Addr, ConnectionEntry, ConnectionKey, InsertQuota, Reason, limits};
+use layout::{Addr, ConnectionEntry, ConnectionKey, InsertQuota, Reason, limits, path};
 
 use crate::ends::{End, Ends};
 use crate::maps::{CONNECTIONS, QUOTAS};
@@ -112,6 +112,15 @@ pub(crate) fn standing(entry: &ConnectionEntry, place: &Place, ends: &Ends) -> S
     } else {
         Standing::Changed
     }
+}
+
+/// Whether the packet is one of a direct flow that was judged for these very ends; a SYN only of the one that opened it.
+#[inline(always)]
+pub(crate) fn passes(place: &Place, ends: &Ends, is_syn: bool) -> bool {
+    let Some(entry) = find(place, ends) else { return false };
+    entry.path == path::DIRECT
+        && (!is_syn || entry.opened_by_a == place.sender_is_a)
+        && matches!(standing(&entry, place, ends), Standing::Holds)
 }
 
 /// What an entry is made of beside the ends.

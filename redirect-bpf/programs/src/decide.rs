@@ -13,6 +13,7 @@ use layout::{Config, ConnectionEntry, Reason, config_flag, direction, event_kind
 
 use crate::connections::{self, Draft, Place, Standing};
 use crate::ends::Ends;
+use crate::fragments;
 use crate::icmp;
 use crate::judge::{Opening, judge};
 use crate::packet::{Packet, skb};
@@ -41,6 +42,19 @@ pub(crate) struct Post {
 /// Decides a packet whose destination or source is a pod of this node.
 #[inline(always)]
 pub(crate) fn decide(
+    ctx: &TcContext,
+    packet: &mut Packet,
+    ends: &Ends,
+    config: &Config,
+    post: Post,
+) -> Result<Fate, Reason> {
+    let fate = decide_alone(ctx, packet, ends, config, post);
+    fragments::settle(packet, fate)
+}
+
+/// By the packet itself, and what is noted of the fragment that came first.
+#[inline(always)]
+fn decide_alone(
     ctx: &TcContext,
     packet: &mut Packet,
     ends: &Ends,
@@ -110,13 +124,7 @@ fn socket_of(ctx: &TcContext, packet: &Packet, config: &Config) -> Socket {
     if packet.destination == config.node_address.v4_wire() {
         return Socket::None;
     }
-    let tuple = Tuple {
-        source: packet.source,
-        destination: packet.destination,
-        source_port: packet.source_port,
-        destination_port: packet.destination_port,
-    };
-    sockets::find(ctx, &tuple)
+    sockets::find(ctx, &Tuple::of(packet))
 }
 
 /// Rules 1 to 3.
@@ -238,7 +246,8 @@ fn open(
     Ok(Fate::Direct)
 }
 
-/// Rule 5 for a segment from the midst of a connection that the table lost. It is a reply if policy allows its reverse,
+/// Rule 5 for a segment from the midst of a connection that the table lost, if its pods have that connection:
+/// otherwise a denied peer could send segments of one that was never opened. It is a reply if policy allows its reverse,
 /// or goes on if policy allows it itself. Where the proxy would have to judge, the connection cannot go on: its
 /// requests were never seen, or the proxy that saw them is gone.
 #[inline(always)]
@@ -250,7 +259,7 @@ fn restore(
     post: Post,
     place: &Place,
 ) -> Result<Fate, Reason> {
-    if !packet.is_midstream() {
+    if !packet.is_midstream() || !pods_have(ctx, packet, ends, post) {
         return Err(Reason::NoEntry);
     }
     let opening = Opening::by_receiver(packet, &ends.source, &ends.destination, true);
@@ -282,6 +291,16 @@ fn restore(
     connections::store(place, ends, &draft)?;
     count(Reason::EntryRestored);
     Ok(Fate::Direct)
+}
+
+/// Whether each end that is a pod of this node has the connection in its own stack. What comes through the node's stack may
+/// have been translated, and its sender then knows it by another tuple.
+#[inline(always)]
+fn pods_have(ctx: &TcContext, packet: &Packet, ends: &Ends, post: Post) -> bool {
+    let receiver = ends.destination.endpoint.is_none_or(|pod| sockets::pod_has(ctx, pod, &Tuple::of(packet)));
+    receiver
+        && (post.behind_stack
+            || ends.source.endpoint.is_none_or(|pod| sockets::pod_has(ctx, pod, &Tuple::of_answer(packet))))
 }
 
 /// A pod's new entries are limited; one over an entry that is there takes nobody else's room.

@@ -1,6 +1,6 @@
 //! Who the two ends of a packet are.
 
-use layout::{Addr, Config, Endpoint, Reason, config_flag, identity};
+use layout::{Addr, Config, Endpoint, FIRST_LOCAL_IDENTITY, Reason, config_flag, identity};
 
 use crate::maps::{CONFIG, ENDPOINTS, IDENTITIES};
 use crate::packet::Packet;
@@ -87,6 +87,26 @@ pub(crate) fn config() -> Result<&'static Config, Reason> {
 #[inline(always)]
 pub(crate) fn in_pod_network(address: u32, config: &Config) -> bool {
     address & config.pod_netmask.v4_wire() == config.pod_network.v4_wire()
+}
+
+/// Whether the address is one of a pod, here or elsewhere, known or not.
+#[inline(always)]
+pub(crate) fn claims_pod(end: &End, address: u32, config: &Config) -> bool {
+    in_pod_network(address, config) || end.identity >= FIRST_LOCAL_IDENTITY
+}
+
+/// Refuses what claims to be from elsewhere in the cluster without having come by the tunnel, which alone proves it:
+/// `from_uplink` sees one device of several, and not all that comes in there.
+#[inline(always)]
+pub(crate) fn prove_origin(
+    source: &End,
+    address: u32,
+    ingress_ifindex: u32,
+    config: &Config,
+) -> Result<(), Reason> {
+    let remote = claims_pod(source, address, config) || source.identity == identity::REMOTE_NODE;
+    let unproven = !source.is_local() && remote && ingress_ifindex != config.tunnel_ifindex;
+    if is_encrypted(config) && unproven { Err(Reason::Unencrypted) } else { Ok(()) }
 }
 
 #[inline(always)]

@@ -29,8 +29,8 @@ pub(crate) fn from_pod(ctx: TcContext) -> i32 {
 fn try_from_pod(ctx: &TcContext, packet: &mut Packet) -> Result<i32, Reason> {
     let frame = Frame::load(ctx)?;
     // A tagged frame would be judged as what it is not.
-    if skb(ctx).vlan_present != 0 {
-        return Err(Reason::UnsupportedProtocol);
+    if frame.is_tagged(ctx) {
+        return Err(Reason::TaggedFrame);
     }
     match frame.ethertype {
         ETHERTYPE_IPV4 => {}

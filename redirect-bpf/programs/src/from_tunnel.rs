@@ -9,7 +9,7 @@ use crate::actions::{self, DROP};
 use crate::connections::{self, Place};
 use crate::decide::{Fate, Post, decide};
 use crate::ends::{Ends, config};
-use crate::packet::{IPV4, Packet};
+use crate::packet::{IPV4, Packet, is_fragment};
 use crate::report::{count, refused};
 
 /// Drops: what cannot be judged must not enter a pod.
@@ -32,15 +32,21 @@ fn try_from_tunnel(ctx: &TcContext, packet: &mut Packet) -> Result<i32, Reason> 
         return Err(Reason::UnsupportedProtocol);
     }
     let ip: [u8; IPV4] = ctx.load(0).map_err(|_| Reason::Malformed)?;
-    packet.read(ctx, 0, &ip)?;
+    packet.read_addresses(&ip);
     let config = config()?;
     let ends = Ends::of(packet, config);
     // A pod of this node does not live behind the tunnel.
     if ends.source.is_local() {
         return Err(Reason::SpoofedSource);
     }
+    let for_node = packet.destination == config.node_address.v4_wire() && !ends.destination.is_local();
+    // The node's stack puts its own fragments together.
+    if for_node && is_fragment(&ip) {
+        return Ok(actions::unmarked(ctx));
+    }
+    packet.read(ctx, 0, &ip)?;
     let Some(pod) = ends.destination.endpoint else {
-        if packet.destination == config.node_address.v4_wire() {
+        if for_node {
             return Ok(actions::unmarked(ctx));
         }
         // The pod is gone, its connection through the proxy is not: the proxy is told by the peer's packets.

@@ -7,8 +7,8 @@ use layout::{Reason, identity};
 
 use crate::actions::{self, DROP, NEXT};
 use crate::decide::belongs_to_proxy;
-use crate::ends::{Ends, config, in_pod_network, is_encrypted};
-use crate::packet::{ETHERNET, ETHERTYPE_IPV4, Frame, Packet};
+use crate::ends::{Ends, claims_pod, config, is_encrypted};
+use crate::packet::{ETHERNET, ETHERTYPE_IPV4, Frame, Packet, is_fragment, is_of_vlan};
 use crate::report::{count, refused};
 
 /// Drops: what cannot be read may claim to be a pod.
@@ -24,6 +24,13 @@ pub(crate) fn from_uplink(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn try_from_uplink(ctx: &TcContext, packet: &mut Packet) -> Result<i32, Reason> {
     let frame = Frame::load(ctx)?;
+    if is_of_vlan(ctx) {
+        return Ok(NEXT);
+    }
+    // Behind a tag without a number the node takes off one tag after the other, and what it finds for its own.
+    if frame.holds_tag() {
+        return Err(Reason::TaggedFrame);
+    }
     if frame.ethertype != ETHERTYPE_IPV4 {
         return Ok(NEXT);
     }
@@ -32,7 +39,7 @@ fn try_from_uplink(ctx: &TcContext, packet: &mut Packet) -> Result<i32, Reason> 
     let config = config()?;
     let ends = Ends::of(packet, config);
     let node_to_pod = ends.source.identity == identity::REMOTE_NODE && ends.destination.is_local();
-    if is_encrypted(config) && (in_pod_network(packet.source, config) || node_to_pod) {
+    if is_encrypted(config) && (claims_pod(&ends.source, packet.source, config) || node_to_pod) {
         return Err(Reason::Unencrypted);
     }
     if ends.source.is_local() {
@@ -40,6 +47,10 @@ fn try_from_uplink(ctx: &TcContext, packet: &mut Packet) -> Result<i32, Reason> 
     }
     // Nothing of the node's own is the proxy's by entry; most of it is the tunnel's datagrams.
     if packet.destination == config.node_address.v4_wire() {
+        return Ok(NEXT);
+    }
+    // `to_pod` judges them, perhaps put together by then; none of them is for the proxy.
+    if is_fragment(&frame.ip) {
         return Ok(NEXT);
     }
     match packet.read(ctx, ETHERNET, &frame.ip) {

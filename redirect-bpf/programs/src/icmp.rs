@@ -54,13 +54,7 @@ pub(crate) fn decide_error(
 /// An upstream of the proxy on another port than the client's has no entry: its socket, seen from the other end.
 #[inline(always)]
 fn by_socket(ctx: &TcContext, quoted: &Packet) -> Result<Fate, Reason> {
-    let tuple = Tuple {
-        source: quoted.destination,
-        destination: quoted.source,
-        source_port: quoted.destination_port,
-        destination_port: quoted.source_port,
-    };
-    if quoted.is_tcp() && sockets::find(ctx, &tuple) != Socket::None {
+    if quoted.is_tcp() && sockets::find(ctx, &Tuple::of_answer(quoted)) != Socket::None {
         count(Reason::IcmpToProxy);
         return Ok(Fate::Proxy);
     }

@@ -11,7 +11,7 @@
 //!
 //! A packet's way through the files: `packet` reads the headers, `ends` says who its two ends are, `decide` applies
 //! the rules in their order (with `connections` for the table, `sockets` for the node's sockets, `judge` for policy,
-//! `icmp` for errors), `actions` turns the answer into what the kernel shall do, `report` counts and tells.
+//! `icmp` for errors, `fragments` for what comes in pieces), `actions` turns the answer into what the kernel shall do, `report` counts and tells.
 //! Every refusal is an `Err(Reason)` that ends in a program's `ON_ERROR`.
 //!
 //! On any other target than bpf this is an empty program, so that the workspace can be checked as a whole.
@@ -32,6 +32,8 @@ mod connections;
 mod decide;
 #[cfg(target_arch = "bpf")]
 mod ends;
+#[cfg(target_arch = "bpf")]
+mod fragments;
 #[cfg(target_arch = "bpf")]
 mod from_pod;
 #[cfg(target_arch = "bpf")]

@@ -5,14 +5,15 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap};
 use layout::{
-    Addr, Config, ConnectionEntry, ConnectionKey, Endpoint, InsertQuota, Reason, RuleKey, RuleValue, limits,
+    Addr, Config, ConnectionEntry, ConnectionKey, Endpoint, FragmentKey, FragmentNote, InsertQuota, Reason,
+    RuleKey, RuleValue, limits,
 };
 
-#[map(name = "CONFIG_1")]
+#[map(name = "CONFIG_2")]
 pub(crate) static CONFIG: Array<Config> = Array::pinned(1, 0);
 
 // Not preallocated: an element that is removed then stays readable until the packet at hand is done with it.
-#[map(name = "ENDPOINTS_2")]
+#[map(name = "ENDPOINTS_3")]
 pub(crate) static ENDPOINTS: HashMap<Addr, Endpoint> = HashMap::pinned(limits::ENDPOINTS, BPF_F_NO_PREALLOC);
 
 #[map(name = "IDENTITIES_1")]
@@ -24,6 +25,9 @@ pub(crate) static RULES: LpmTrie<RuleKey, RuleValue> = LpmTrie::pinned(limits::R
 #[map(name = "CONNECTIONS_1")]
 pub(crate) static CONNECTIONS: LruHashMap<ConnectionKey, ConnectionEntry> =
     LruHashMap::pinned(limits::CONNECTIONS, 0);
+
+#[map(name = "FRAGMENTS_1")]
+pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, FragmentNote> = LruHashMap::pinned(limits::FRAGMENTS, 0);
 
 #[map(name = "QUOTAS_1")]
 pub(crate) static QUOTAS: LruHashMap<u32, InsertQuota> = LruHashMap::pinned(limits::ENDPOINTS, 0);

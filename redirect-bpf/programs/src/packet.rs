@@ -6,6 +6,8 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use layout::{Event, Reason};
 
+use crate::fragments;
+
 pub(crate) const ICMP: u8 = 1;
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
@@ -22,15 +24,34 @@ pub(crate) const ICMP_HEADER: usize = 8;
 pub(crate) const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
 pub(crate) const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
 
+/// EtherTypes of VLAN tags (802.1Q, 802.1ad), as they stand in a frame.
+const ETHERTYPE_VLAN: [u8; 2] = [0x81, 0x00];
+const ETHERTYPE_SERVICE_VLAN: [u8; 2] = [0x88, 0xa8];
+/// The number of the VLAN in a tag; 0 in one that carries a priority only.
+const VLAN_NUMBER: u32 = 0xfff;
+
 /// First byte of an IPv4 header without options.
 const VERSION_4_NO_OPTIONS: u8 = 0x45;
-/// "More fragments" and the fragment offset, in the flags field.
+/// "More fragments" and the fragment offset (in units of 8 bytes), in the flags field.
 const FRAGMENT_BITS: u16 = 0x3fff;
+const FRAGMENT_OFFSET: u16 = 0x1fff;
 
 const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
+
+/// How much of a datagram a packet is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Piece {
+    /// All of it.
+    Whole,
+    /// The first of several, with the transport header.
+    First,
+    /// One behind the first.
+    Later,
+}
 
 /// What the programs know about a packet; addresses and ports as they stand in it (network order).
 pub(crate) struct Packet {
@@ -47,6 +68,11 @@ pub(crate) struct Packet {
     pub(crate) has_payload: bool,
     pub(crate) icmp_type: u8,
     pub(crate) icmp_code: u8,
+    pub(crate) piece: Piece,
+    /// Bytes of the transport header; of a fragment only.
+    pub(crate) header_length: u8,
+    /// Of a fragment, as it stands in it.
+    pub(crate) identification: u16,
     pub(crate) trail: Trail,
 }
 
@@ -82,6 +108,18 @@ impl Frame {
         }
         Ok(Self { addresses: [0; 12], ethertype, ip: [0; IPV4] })
     }
+
+    /// Whether a tag stands in the frame itself. The kernel has taken the first one out on the way in.
+    #[inline(always)]
+    pub(crate) fn holds_tag(&self) -> bool {
+        matches!(self.ethertype, ETHERTYPE_VLAN | ETHERTYPE_SERVICE_VLAN)
+    }
+
+    /// Whether it has a tag, in the frame or beside it.
+    #[inline(always)]
+    pub(crate) fn is_tagged(&self, ctx: &TcContext) -> bool {
+        skb(ctx).vlan_present != 0 || self.holds_tag()
+    }
 }
 
 impl Packet {
@@ -97,6 +135,9 @@ impl Packet {
             has_payload: false,
             icmp_type: 0,
             icmp_code: 0,
+            piece: Piece::Whole,
+            header_length: 0,
+            identification: 0,
             trail: Trail {
                 source_identity: 0,
                 destination_identity: 0,
@@ -116,23 +157,58 @@ impl Packet {
         if ip[0] != VERSION_4_NO_OPTIONS {
             return Err(Reason::Malformed);
         }
-        if u16::from_be_bytes([ip[6], ip[7]]) & FRAGMENT_BITS != 0 {
-            return Err(Reason::Fragment);
+        if is_fragment(ip) {
+            self.identification = u16::from_ne_bytes([ip[4], ip[5]]);
+            let offset = (u16::from_be_bytes([ip[6], ip[7]]) & FRAGMENT_OFFSET) * 8;
+            if offset != 0 {
+                return self.read_later(offset);
+            }
+            self.piece = Piece::First;
         }
         let transport_length = match self.protocol {
-            TCP => self.read_tcp(ctx)?,
-            UDP | SCTP => self.read_ports(ctx)?,
-            ICMP => self.read_icmp(ctx)?,
-            _ => 0,
+            TCP => self.read_tcp(ctx),
+            UDP | SCTP => self.read_ports(ctx),
+            ICMP => self.read_icmp(ctx),
+            _ => Ok(0),
         };
+        let transport_length = transport_length.map_err(|reason| self.unreadable(reason))?;
         // 0 is a segment-offload packet of more than 64 KiB; without offload the receiver drops it.
         let total_length = u16::from_be_bytes([ip[2], ip[3]]);
         let headers = IPV4 + transport_length;
         if total_length != 0 && usize::from(total_length) < headers {
-            return Err(Reason::Malformed);
+            return Err(self.unreadable(Reason::Malformed));
         }
+        if self.piece == Piece::First && self.is_icmp_error() {
+            return Err(Reason::Fragment);
+        }
+        self.header_length = transport_length as u8;
         self.has_payload = usize::from(total_length) != headers;
         Ok(())
+    }
+
+    /// A fragment behind the first: what it belongs to is known from that one alone.
+    #[inline(always)]
+    fn read_later(&mut self, offset: u16) -> Result<(), Reason> {
+        self.piece = Piece::Later;
+        if !fragments::recall(self) {
+            return Err(Reason::FragmentWithoutFirst);
+        }
+        if offset < u16::from(self.header_length) {
+            return Err(Reason::FragmentHidesHeader);
+        }
+        // From the midst of a connection, if it is one's.
+        self.tcp_flags = ACK;
+        self.has_payload = true;
+        Ok(())
+    }
+
+    /// Why a transport header that ends too early is refused.
+    #[inline(always)]
+    fn unreadable(&self, reason: Reason) -> Reason {
+        match (self.piece, reason) {
+            (Piece::First, Reason::Malformed) => Reason::FragmentHidesHeader,
+            (_, reason) => reason,
+        }
     }
 
     /// Addresses and protocol, which stand at the same place whatever the rest of the header is.
@@ -216,6 +292,17 @@ impl Packet {
     pub(crate) fn is_reset(&self) -> bool {
         self.is_tcp() && self.tcp_flags & RST != 0
     }
+}
+
+#[inline(always)]
+pub(crate) fn is_fragment(ip: &[u8; IPV4]) -> bool {
+    u16::from_be_bytes([ip[6], ip[7]]) & FRAGMENT_BITS != 0
+}
+
+/// Whether the frame is one of a VLAN, so that a device of that VLAN takes it, or no device does.
+#[inline(always)]
+pub(crate) fn is_of_vlan(ctx: &TcContext) -> bool {
+    skb(ctx).vlan_present != 0 && skb(ctx).vlan_tci & VLAN_NUMBER != 0
 }
 
 /// Fields of the socket buffer that aya has no accessors for.

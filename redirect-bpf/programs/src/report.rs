@@ -20,7 +20,7 @@ pub(crate) fn count(reason: Reason) {
 pub(crate) fn refused(ctx: &TcContext, packet: &Packet, reason: Reason, on_error: i32) -> i32 {
     count(reason);
     // Such a packet has no addresses that an event could name, and idle IPv6 hosts send them all the time.
-    if !matches!(reason, Reason::UnsupportedProtocol) {
+    if !matches!(reason, Reason::UnsupportedProtocol | Reason::TaggedFrame) {
         emit(packet, skb(ctx).ifindex, event_kind::DROPPED, reason as u8);
     }
     on_error

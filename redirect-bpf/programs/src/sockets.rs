@@ -1,11 +1,13 @@
-//! Sockets of the node, which are the proxy's if their local end is not the node's own address.
+//! Sockets of the node, which are the proxy's if their local end is not the node's own address; and sockets of pods.
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, bpf_sock_tuple};
 use aya_ebpf::helpers::{bpf_sk_release, bpf_skc_lookup_tcp};
 use aya_ebpf::programs::TcContext;
+use layout::Endpoint;
 
 use crate::maps::LOOKING;
+use crate::packet::Packet;
 
 /// Addresses and ports of a segment, in network order.
 pub(crate) struct Tuple {
@@ -13,6 +15,30 @@ pub(crate) struct Tuple {
     pub(crate) destination: u32,
     pub(crate) source_port: u16,
     pub(crate) destination_port: u16,
+}
+
+impl Tuple {
+    /// That of the packet, as its receiver sees it.
+    #[inline(always)]
+    pub(crate) fn of(packet: &Packet) -> Self {
+        Self {
+            source: packet.source,
+            destination: packet.destination,
+            source_port: packet.source_port,
+            destination_port: packet.destination_port,
+        }
+    }
+
+    /// That of the packets that answer this one, as its sender sees them.
+    #[inline(always)]
+    pub(crate) fn of_answer(packet: &Packet) -> Self {
+        Self {
+            source: packet.destination,
+            destination: packet.source,
+            source_port: packet.destination_port,
+            destination_port: packet.source_port,
+        }
+    }
 }
 
 /// What the node has for a TCP tuple.
@@ -34,23 +60,32 @@ const IPV4_TUPLE: u32 = 12;
 /// The socket that a segment with this tuple would be delivered to.
 #[inline(always)]
 pub(crate) fn find(ctx: &TcContext, tuple: &Tuple) -> Socket {
-    match state(ctx, tuple) {
+    match state(ctx, tuple, BPF_F_CURRENT_NETNS as i64 as u64) {
         0 | TCP_LISTEN => Socket::None,
         TCP_TIME_WAIT => Socket::TimeWait,
         _ => Socket::Live,
     }
 }
 
-/// State of the socket, 0 if there is none.
+/// Whether the pod's own stack has the connection that a segment with this tuple would be delivered to; its remains too.
+#[inline(always)]
+pub(crate) fn pod_has(ctx: &TcContext, pod: &Endpoint, tuple: &Tuple) -> bool {
+    // Which namespace is the pod's is not known: none has it.
+    if pod.netns == 0 {
+        return false;
+    }
+    !matches!(state(ctx, tuple, u64::from(pod.netns - 1)), 0 | TCP_LISTEN)
+}
+
+/// State of the socket in a network namespace, 0 if there is none.
 #[inline(never)]
-fn state(ctx: &TcContext, of: &Tuple) -> u32 {
+fn state(ctx: &TcContext, of: &Tuple, netns: u64) -> u32 {
     // SAFETY: a C struct of integers, for which zero is a value.
     let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
     tuple.__bindgen_anon_1.ipv4.saddr = of.source;
     tuple.__bindgen_anon_1.ipv4.daddr = of.destination;
     tuple.__bindgen_anon_1.ipv4.sport = of.source_port;
     tuple.__bindgen_anon_1.ipv4.dport = of.destination_port;
-    let netns = BPF_F_CURRENT_NETNS as i64 as u64;
     set_looking(1);
     // SAFETY: the tuple lives on our stack, its length is given; the context is the kernel's own.
     let socket = unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), &raw mut tuple, IPV4_TUPLE, netns, 0) };

@@ -3,13 +3,15 @@
 
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use layout::{Reason, event_kind, identity, mark, path};
+use layout::{Config, Reason, event_kind, identity, mark, path};
 
 use crate::actions::{self, DROP, NEXT};
 use crate::connections::{self, Draft, Place};
 use crate::decide::{Fate, Post, decide};
-use crate::ends::{Ends, config};
-use crate::packet::{ETHERNET, ETHERTYPE_ARP, ETHERTYPE_IPV4, Frame, Packet, skb};
+use crate::ends::{Ends, config, prove_origin};
+use crate::fragments;
+use crate::icmp;
+use crate::packet::{ETHERNET, ETHERTYPE_ARP, ETHERTYPE_IPV4, Frame, Packet, Piece, skb};
 use crate::report::{count, refused, tell};
 
 /// Drops: what cannot be judged must not enter the pod.
@@ -28,6 +30,10 @@ pub(crate) fn to_pod(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn try_to_pod(ctx: &TcContext, packet: &mut Packet) -> Result<i32, Reason> {
     let frame = Frame::load(ctx)?;
+    // Priorities are of no use behind a veth, and a tagged frame would be judged as what it is not.
+    if frame.is_tagged(ctx) {
+        return Err(Reason::TaggedFrame);
+    }
     match frame.ethertype {
         ETHERTYPE_IPV4 => {}
         ETHERTYPE_ARP => return Ok(NEXT),
@@ -44,16 +50,18 @@ fn try_to_pod(ctx: &TcContext, packet: &mut Packet) -> Result<i32, Reason> {
     if ends.destination.endpoint.is_none_or(|pod| pod.ifindex != skb(ctx).ifindex) {
         return Err(Reason::NoEndpoint);
     }
-    if mark == mark::JUDGED {
-        count(Reason::ToPodJudged);
-        return Ok(NEXT);
-    }
-    if skb(ctx).ingress_ifindex == 0 {
+    let ingress_ifindex = skb(ctx).ingress_ifindex;
+    if ingress_ifindex == 0 {
         return from_host(ctx, packet, &ends);
     }
     // Only its own device brings what a pod of this node sent.
-    if ends.source.endpoint.is_some_and(|source| source.ifindex != skb(ctx).ingress_ifindex) {
+    if ends.source.endpoint.is_some_and(|source| source.ifindex != ingress_ifindex) {
         return Err(Reason::SpoofedSource);
+    }
+    prove_origin(&ends.source, packet.source, ingress_ifindex, config)?;
+    if mark == mark::JUDGED && was_judged(ctx, packet, &ends, config) {
+        count(Reason::ToPodJudged);
+        return Ok(NEXT);
     }
     let masqueraded = ends.source.identity == identity::HOST;
     if masqueraded {
@@ -75,12 +83,25 @@ fn try_to_pod(ctx: &TcContext, packet: &mut Packet) -> Result<i32, Reason> {
     }
 }
 
+/// Whether the other program judged just this packet. The mark alone does not say so: what was judged on its way to one
+/// address may have been given another one by the node, and the entry is of the addresses that were judged.
+#[inline(always)]
+fn was_judged(ctx: &TcContext, packet: &Packet, ends: &Ends, config: &Config) -> bool {
+    if packet.is_icmp_error() {
+        return matches!(icmp::decide_error(ctx, packet, ends, config), Ok(Fate::Direct));
+    }
+    connections::passes(&Place::of(packet), ends, packet.is_pure_syn())
+}
+
 /// A process of this node is always let in (kubelet's probes). What it opens gets an entry, so that the pod's replies
 /// pass its egress policy; what it answers has one.
 #[inline(always)]
 fn from_host(ctx: &TcContext, packet: &mut Packet, ends: &Ends) -> Result<i32, Reason> {
     count(Reason::IngressVerdict);
     count(Reason::ToPodHost);
+    if packet.piece == Piece::First && !fragments::note(packet) {
+        return Err(Reason::TableFull);
+    }
     packet.trail.ingress_origin = 0;
     if packet.is_icmp_error() || packet.is_reset() {
         return Ok(NEXT);

@@ -20,6 +20,8 @@ pub struct Attached {
     pub mac: [u8; 6],
     /// Has bandwidth limits.
     pub shaped: bool,
+    /// Id that the node's network namespace has for the pod's.
+    pub netns: Option<u32>,
 }
 
 /// What the maps hold, as far as policy is concerned. One process keeps it; after a restart [`Installed::adopt`].
@@ -302,6 +304,7 @@ fn wanted(pod: &Attached, endpoint: Option<&EndpointPolicy>, ruleset: Option<(&R
         birth: 0,
         ruleset: number,
         flags,
+        netns: pod.netns.map_or(0, |id| id.saturating_add(1)),
         mac: pod.mac,
         reserved: [0; 2],
     }

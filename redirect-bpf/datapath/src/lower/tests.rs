@@ -213,6 +213,7 @@ fn attached(count: u8) -> Vec<Attached> {
         address: address(last),
         ifindex: 100 + u32::from(last),
         mac: [2; 6],
+        netns: Some(0),
         shaped: false,
     };
     (1..=count).map(pod).collect()

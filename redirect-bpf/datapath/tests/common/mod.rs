@@ -32,6 +32,9 @@ pub(crate) const IDENTITY_A: u32 = 256;
 pub(crate) const IDENTITY_B: u32 = 257;
 pub(crate) const IDENTITY_R: u32 = 300;
 
+/// Index of a tunnel's device, where a test has none.
+pub(crate) const TUNNEL: u32 = 7_777;
+
 pub(crate) const RULES_A: u32 = 1;
 pub(crate) const RULES_B: u32 = 2;
 
@@ -85,6 +88,11 @@ pub(crate) struct Bench {
     pub(crate) device_b: u32,
     pub(crate) uplink: u32,
     pub(crate) pin_dir: PathBuf,
+    /// Ids of the pods' network namespaces.
+    pub(crate) netns_a: u32,
+    pub(crate) netns_b: u32,
+    /// Stands for the namespaces of both pods, where a test needs sockets in them and no more.
+    pods: Option<node::Netns>,
     /// Keeps the event reader's registration alive.
     runtime: tokio::runtime::Runtime,
     next_generation: u32,
@@ -138,6 +146,9 @@ impl Bench {
             device_b: index("veth-b"),
             uplink: index("uplink"),
             pin_dir,
+            netns_a: 0,
+            netns_b: 0,
+            pods: None,
             runtime,
             next_generation: 100,
             _pins: pins,
@@ -158,7 +169,7 @@ impl Bench {
             slots: 4,
             loopback_ifindex: 1,
             flags: config_flag::ENCRYPTED,
-            reserved: 0,
+            tunnel_ifindex: TUNNEL,
         };
         change(&mut config);
         self.datapath.maps.set_config(&config).unwrap();
@@ -200,7 +211,8 @@ impl Bench {
         let mut known = self.datapath.maps.endpoints().unwrap().into_iter();
         let known = known.find(|(known, old)| *known == address && old.ifindex == endpoint.ifindex);
         let birth = known.map_or(generation, |(_, old)| old.birth);
-        let endpoint = Endpoint { generation, birth, ..endpoint };
+        let netns = 1 + if address == POD_A { self.netns_a } else { self.netns_b };
+        let endpoint = Endpoint { generation, birth, netns, ..endpoint };
         self.datapath.maps.put_endpoint(IpAddr::V4(address), &endpoint).unwrap();
     }
 
@@ -371,6 +383,25 @@ impl Bench {
         (socket.into(), accepted)
     }
 
+    /// A connection that the stacks of pods A and B have, each its end of it, and the node has not.
+    pub(crate) fn pods_have(
+        &mut self,
+        one: (Ipv4Addr, u16),
+        other: (Ipv4Addr, u16),
+    ) -> (std::net::TcpStream, std::net::TcpStream) {
+        let pods = self.pods.take().unwrap_or_else(|| {
+            let pods = node::Netns::new();
+            pods.take("veth-a-x");
+            pods.take("veth-b-x");
+            assert_eq!(netns_id("veth-a"), self.netns_a);
+            assert_eq!(netns_id("veth-b"), self.netns_b);
+            pods
+        });
+        let pair = pods.run(|| self.transparent_pair(one, other));
+        self.pods = Some(pods);
+        pair
+    }
+
     /// What the programs reported since the last call.
     pub(crate) fn events(&self) -> Vec<Event> {
         let _inside = self.runtime.enter();
@@ -396,6 +427,14 @@ impl Drop for Pins {
             removed.unwrap();
         }
     }
+}
+
+/// Id that this namespace has for the one of a veth's other end.
+pub(crate) fn netns_id(device: &str) -> u32 {
+    let output = Command::new("ip").args(["link", "show", device]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let mut words = text.split_whitespace().skip_while(|word| *word != "link-netnsid");
+    words.nth(1).unwrap_or_else(|| panic!("no id: {text}")).parse().unwrap()
 }
 
 /// Size of `struct __sk_buff`, and places in it.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use datapath::Listeners;
 use nix::sched::{CloneFlags, setns, unshare};
 
-use super::{Bench, FROM_PROXY, NODE, POD_A, POD_B, bench, ip};
+use super::{Bench, FROM_PROXY, NODE, POD_A, POD_B, bench, ip, netns_id};
 
 pub(crate) const WAIT: Duration = Duration::from_secs(5);
 pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
@@ -78,6 +78,9 @@ impl Node {
         ip(&["route", "add", "local", "0.0.0.0/0", "dev", "lo", "table", "2004"]);
         let a = pod("veth-a", POD_A);
         let b = pod("veth-b", POD_B);
+        (bench.netns_a, bench.netns_b) = (netns_id("veth-a"), netns_id("veth-b"));
+        bench.put_a(0);
+        bench.put_b(0);
         let mac_b = b.run(|| mac_of("eth0"));
         let outside = Netns::new();
         ip(&["addr", "add", &format!("{NODE}/24"), "dev", "uplink"]);
