@@ -59,9 +59,9 @@ async fn build(
     allocation: &Allocation,
 ) -> Result<Pair, CniError> {
     Step::CreateVeth.begins();
-    let pair = ends.create(&target.ifname, allocation).await?;
+    let mut pair = ends.create(&target.ifname, allocation).await?;
     Step::ConfigurePod.begins();
-    ends.configure_pod(&pair, allocation).await?;
+    pair.metric = ends.configure_pod(&pair, allocation).await?;
     Step::ConfigureHost.begins();
     ends.configure_host(&pair, allocation).await?;
     Step::Attach.begins();
@@ -71,6 +71,9 @@ async fn build(
 
 /// Routes and neighbours go with the devices.
 async fn delete_pair(ends: &Ends, target: &Target) -> Result<(), CniError> {
+    if let Some(pod) = ends.pod.link(&target.ifname).await? {
+        ends.delete_source_rules(pod.index).await?;
+    }
     let link = ends.node.link(&target.host_interface()).await?;
     if let Some(link) = link.filter(|link| is_host_side(link, target)) {
         ends.node.delete_link_by_index(link.index).await?;
@@ -112,7 +115,7 @@ fn result(target: &Target, config: &Config, pair: &Pair, allocation: &Allocation
             gw: Some(allocation.gateway),
             mtu: None,
             advmss: None,
-            priority: None,
+            priority: Some(pair.metric).filter(|metric| *metric != 0),
             table: None,
             scope: None,
         }],

@@ -81,8 +81,13 @@ async fn addresses_and_routes(
     let routes = netlink.routes(TABLE_MAIN).await?;
     let is_ours = |route: &&Route| route.gw.is_some() && ips.iter().any(|ip| ip.gateway == route.gw);
     for printed in result.routes.iter().filter(is_ours) {
-        if !routes.iter().any(|route| route.destination == printed.dst && route.gateway == printed.gw) {
-            return lost(format!("the pod has lost its route to {}", printed.dst));
+        let is_it = |route: &host::netlink::Route| {
+            let metric_fits = printed.priority.is_none_or(|priority| route.metric == priority);
+            (route.destination, route.gateway, route.device) == (printed.dst, printed.gw, Some(pod.index))
+                && metric_fits
+        };
+        if !routes.iter().any(is_it) {
+            return lost(format!("the pod has lost its route to {} by {}", printed.dst, pod.name));
         }
     }
     Ok(())

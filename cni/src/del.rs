@@ -48,7 +48,8 @@ async fn delete_pair(target: &Target) -> Result<(), CniError> {
     if let Some(netns) = &target.netns {
         match Ends::open(netns) {
             Ok(ends) => {
-                if let Some((_, host)) = ends.find(target).await? {
+                if let Some((pod, host)) = ends.find(target).await? {
+                    ends.delete_source_rules(pod.index).await?;
                     ends.node.delete_link_by_index(host.index).await?;
                 }
             }

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::net::IpAddr;
 use std::path::Path;
 
-use host::netlink::{Link, Mac, Netlink, Route, VethPair};
+use host::netlink::{Link, Mac, Netlink, Route, Rule, TABLE_MAIN, VethPair};
 use host::netns::NetNs;
 use ipnet::IpNet;
 
@@ -13,6 +13,10 @@ use crate::agent::Allocation;
 use crate::error::CniError;
 use crate::request::Target;
 
+/// Of the rules in a pod that send what has the address of a second interface out through that interface.
+const SOURCE_PRIORITY: u32 = 1000;
+/// The table that such a rule looks into is this and the number of the device.
+const SOURCE_TABLES: u32 = 200_000;
 /// Kind of the devices.
 const VETH: &str = "veth";
 
@@ -30,6 +34,8 @@ pub(crate) struct Pair {
     pub(crate) pod_mac: Mac,
     pub(crate) host: Link,
     pub(crate) host_mac: Mac,
+    /// Of the pod's routes through it.
+    pub(crate) metric: u32,
 }
 
 impl Ends {
@@ -67,21 +73,73 @@ impl Ends {
         let host = self.node.link(&allocation.host_interface).await?;
         let host = host.ok_or_else(|| gone(&allocation.host_interface))?;
         let pod = self.pod.link(ifname).await?.ok_or_else(|| gone(ifname))?;
-        Ok(Pair { pod, pod_mac, host, host_mac })
+        Ok(Pair { pod, pod_mac, host, host_mac, metric: 0 })
     }
 
-    /// Address, routes and neighbour in the pod.
-    pub(crate) async fn configure_pod(&self, pair: &Pair, allocation: &Allocation) -> Result<(), CniError> {
+    /// Address, routes and neighbour in the pod. Returns the metric of the routes.
+    pub(crate) async fn configure_pod(&self, pair: &Pair, allocation: &Allocation) -> Result<u32, CniError> {
         let device = pair.pod.index;
         self.pod.set_loopback_up().await?;
         self.pod.ensure_address(device, IpNet::from(allocation.address)).await?;
         self.pod.set_up(device).await?;
         self.pod.ensure_neighbour(device, allocation.gateway, pair.host_mac).await?;
-        self.pod.ensure_route(&Route::link(IpNet::from(allocation.gateway), device)).await?;
-        self.pod
-            .ensure_route(&Route::via(everything(allocation.gateway), allocation.gateway, device))
-            .await?;
+        let metric = self.create_routes(device, allocation.gateway).await?;
+        if metric != 0 {
+            self.create_source_rule(device, allocation).await?;
+        }
+        Ok(metric)
+    }
+
+    /// The way out of the pod, by way of the gateway. A pod that has one through another interface keeps it: it belongs to another
+    /// attachment, whose DEL takes it away and leaves this one, which is behind it until then.
+    async fn create_routes(&self, device: u32, gateway: IpAddr) -> Result<u32, CniError> {
+        /// Another ADD may make one between the look and the routes, each time.
+        const ATTEMPTS: u32 = 5;
+        let (link, out) = (Route::link(IpNet::from(gateway), device), everything(gateway));
+        let mut attempt = 1;
+        loop {
+            let metric = self.free_metric(&[link.destination, out]).await?;
+            let link = link.clone().with_metric(metric);
+            let default = Route::via(out, gateway, device).with_metric(metric);
+            let created = match self.pod.create_route(&link).await {
+                Ok(()) => self.pod.create_route(&default).await,
+                failed => failed,
+            };
+            match created {
+                Ok(()) => return Ok(metric),
+                Err(error) if error.is_exists() && attempt < ATTEMPTS => attempt += 1,
+                Err(error) => return Err(error.into()),
+            }
+            self.pod.delete_route(&link).await?;
+        }
+    }
+
+    /// What is sent from the address of an interface whose routes are not the pod's best ones: by the other interface it would be
+    /// refused, so that nobody who speaks to this address would get an answer.
+    async fn create_source_rule(&self, device: u32, allocation: &Allocation) -> Result<(), CniError> {
+        let (gateway, table) = (allocation.gateway, SOURCE_TABLES.saturating_add(device));
+        self.pod.create_route(&Route::link(IpNet::from(gateway), device).in_table(table)).await?;
+        self.pod.create_route(&Route::via(everything(gateway), gateway, device).in_table(table)).await?;
+        let from = Some(IpNet::from(allocation.address));
+        self.pod.ensure_rule(&Rule { priority: SOURCE_PRIORITY, mark: None, from, table }).await?;
         Ok(())
+    }
+
+    /// Routes go with their device, rules do not.
+    pub(crate) async fn delete_source_rules(&self, device: u32) -> Result<(), CniError> {
+        let table = SOURCE_TABLES.saturating_add(device);
+        for rule in self.pod.rules().await?.iter().filter(|rule| rule.table == table) {
+            self.pod.delete_rule(rule).await?;
+        }
+        Ok(())
+    }
+
+    /// 0 if no route of the pod leads to any of these networks, else worse than all that do.
+    async fn free_metric(&self, networks: &[IpNet]) -> Result<u32, CniError> {
+        let routes = self.pod.routes(TABLE_MAIN).await?;
+        let taken =
+            routes.iter().filter(|route| networks.contains(&route.destination)).map(|route| route.metric);
+        Ok(taken.max().map_or(0, |metric| metric.saturating_add(1)))
     }
 
     /// Route and neighbour on the node.

@@ -280,6 +280,132 @@ fn del_leaves_devices_of_others_alone() {
     assert_eq!(node.state(&pod), before, "a DEL that names the node's own namespace takes nothing from it");
 }
 
+/// Destination, gateway, device and metric of the pod's IPv4 routes to the gateway and to everything.
+fn ways_out(pod: &Pod) -> Vec<(String, u32, u32)> {
+    ask_in(pod.namespace(), |netlink| async move {
+        let routes = netlink.routes(TABLE_MAIN).await.unwrap();
+        let ours = routes
+            .into_iter()
+            .filter(|route| [net("0.0.0.0/0"), net("169.254.1.1/32")].contains(&route.destination));
+        let mut ours: Vec<_> =
+            ours.map(|r| (r.destination.to_string(), r.device.unwrap(), r.metric)).collect();
+        ours.sort();
+        ours
+    })
+}
+
+fn call_for(
+    node: &Node,
+    command: &str,
+    pod: &Pod,
+    ifname: &str,
+    previous: Option<Value>,
+) -> crate::node::Run {
+    let mut variables = pod.variables();
+    variables.retain(|(name, _)| *name != "CNI_IFNAME");
+    variables.extend([("CNI_IFNAME", ifname.to_owned()), ("CNI_COMMAND", command.to_owned())]);
+    let mut config = node.config();
+    if let Some(previous) = previous {
+        config["prevResult"] = previous;
+    }
+    node.run(&variables, &config.to_string())
+}
+
+#[test]
+fn a_second_interface_leaves_the_first_ones_way_out_alone() {
+    let Some(node) = Node::new() else { return };
+    let pod = Pod::new();
+    let empty = node.state(&pod);
+    let first = node.add(&pod);
+    assert!(first.success, "{first:?}");
+    let (alone, before) = (ways_out(&pod), node.state(&pod));
+    let second = call_for(&node, "ADD", &pod, "net1", None);
+    assert!(second.success, "{second:?}");
+    let (eth0, net1) =
+        (link(pod.namespace(), "eth0").unwrap().index, link(pod.namespace(), "net1").unwrap().index);
+    let (gateway, all) = ("169.254.1.1/32".to_owned(), "0.0.0.0/0".to_owned());
+    assert_eq!(alone, [(all.clone(), eth0, 0), (gateway.clone(), eth0, 0)]);
+    let mut both = alone.clone();
+    both.extend([(all, net1, 1), (gateway, net1, 1)]);
+    both.sort();
+    assert_eq!(ways_out(&pod), both);
+    let printed = second.json();
+    assert_eq!(printed["routes"][0]["priority"], 1, "{printed}");
+    // What speaks to the second one's address is answered through the second one.
+    let address = printed["ips"][0]["address"].as_str().unwrap();
+    let (rules, routes) = ask_in(pod.namespace(), |netlink| async move {
+        (netlink.rules().await.unwrap(), netlink.all_routes().await.unwrap())
+    });
+    let rule = rules.iter().find(|rule| rule.from == Some(net(address))).unwrap();
+    let by_rule = routes.iter().find(|r| r.table == rule.table && r.destination == net("0.0.0.0/0")).unwrap();
+    assert_eq!((by_rule.device, by_rule.gateway), (Some(net1), Some(GATEWAY)));
+
+    for (ifname, result) in [("eth0", first.json()), ("net1", printed.clone())] {
+        let checked = call_for(&node, "CHECK", &pod, ifname, Some(result));
+        assert!(checked.success, "{ifname}: {checked:?}");
+    }
+    // The route is there, but through the other interface.
+    ask_in(pod.namespace(), |netlink| async move {
+        let own = Route::via(net("0.0.0.0/0"), GATEWAY, eth0);
+        assert!(netlink.delete_route(&own).await.unwrap());
+    });
+    let (code, message) = call_for(&node, "CHECK", &pod, "eth0", Some(first.json())).error();
+    assert!(code == 103 && message.contains("eth0"), "{message}");
+    ask_in(pod.namespace(), |netlink| async move {
+        netlink.create_route(&Route::via(net("0.0.0.0/0"), GATEWAY, eth0)).await.unwrap();
+    });
+
+    let deleted = call_for(&node, "DEL", &pod, "net1", Some(printed));
+    assert!(deleted.success, "{deleted:?}");
+    assert_eq!(ways_out(&pod), alone);
+    assert_eq!(node.state(&pod), before);
+    let rules = ask_in(pod.namespace(), |netlink| async move { netlink.rules().await.unwrap() });
+    assert!(rules.iter().all(|rule| rule.from.is_none()), "{rules:?}");
+
+    // The other way round: the one that stays is the way out.
+    assert!(call_for(&node, "ADD", &pod, "net1", None).success);
+    let net1 = link(pod.namespace(), "net1").unwrap().index;
+    assert!(node.del(&pod).success);
+    assert!(ways_out(&pod).contains(&("0.0.0.0/0".to_owned(), net1, 1)));
+    assert!(call_for(&node, "DEL", &pod, "net1", None).success);
+    assert_eq!(node.state(&pod), empty);
+}
+
+#[test]
+fn another_plugins_default_route_stays_the_best_whatever_its_metric() {
+    let Some(node) = Node::new() else { return };
+    let pod = Pod::new();
+    let other = ask_in(pod.namespace(), |netlink| async move {
+        let pair = VethPair {
+            name: "eth0",
+            mac: None,
+            peer_name: "other",
+            peer_mac: None,
+            peer_namespace: None,
+            mtu: 1500,
+        };
+        netlink.create_veth(&pair).await.unwrap();
+        let index = netlink.link("eth0").await.unwrap().unwrap().index;
+        netlink.ensure_address(index, net("192.0.2.2/24")).await.unwrap();
+        netlink.set_up(index).await.unwrap();
+        let route = Route::via(net("0.0.0.0/0"), "192.0.2.1".parse().unwrap(), index).with_metric(100);
+        netlink.create_route(&route).await.unwrap();
+        assert!(netlink.create_route(&route).await.unwrap_err().is_exists());
+        index
+    });
+    let before = ways_out(&pod);
+    assert_eq!(before, [("0.0.0.0/0".to_owned(), other, 100)]);
+    let added = call_for(&node, "ADD", &pod, "net1", None);
+    assert!(added.success, "{added:?}");
+    let net1 = link(pod.namespace(), "net1").unwrap().index;
+    assert_eq!(
+        ways_out(&pod),
+        [before[0].clone(), ("0.0.0.0/0".to_owned(), net1, 101), ("169.254.1.1/32".to_owned(), net1, 101)]
+    );
+    assert!(call_for(&node, "DEL", &pod, "net1", Some(added.json())).success);
+    assert_eq!(ways_out(&pod), before);
+}
+
 #[test]
 fn a_del_without_agent_leaves_a_note_and_removes_the_pair() {
     let Some(mut node) = Node::new() else { return };

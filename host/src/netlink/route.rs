@@ -9,7 +9,7 @@ use netlink_packet_route::route::{
     RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 
 use super::address::family;
 use super::error::deleted;
@@ -141,6 +141,16 @@ impl fmt::Display for Route {
 }
 
 impl Netlink {
+    /// Adds the route; what has the same destination, table and metric stays as it is.
+    ///
+    /// # Errors
+    /// The kernel refused; a route that is there, through whatever device, is [`NetlinkError::is_exists`].
+    pub async fn create_route(&self, route: &Route) -> Result<(), NetlinkError> {
+        self.change(RouteNetlinkMessage::NewRoute(message(route)), NLM_F_CREATE | NLM_F_EXCL)
+            .await
+            .map_err(NetlinkError::refused("add", route))
+    }
+
     /// Adds the route, or replaces the one with the same destination, table and metric.
     ///
     /// # Errors
