@@ -92,10 +92,13 @@ fn worker() {
         loop {
             tokio::select! {
                 accepted = listener.accept() => { connections.spawn(serve(accepted.unwrap().0, listener.as_raw_fd())); }
-                command = side.next() => {
-                    assert_eq!(command, master::Command::Drain);
-                    break;
-                }
+                command = side.next() => match command {
+                    master::Command::ShowLife => side.alive(),
+                    command => {
+                        assert_eq!(command, master::Command::Drain);
+                        break;
+                    }
+                },
             }
         }
         drop(listener);
@@ -111,6 +114,9 @@ async fn serve(mut connection: tokio::net::TcpStream, listener: std::os::fd::Raw
             // Of the socket itself, whoever holds a descriptor of it: a listener that never accepts again.
             shutdown(listener, Shutdown::Read).unwrap();
             std::process::exit(1);
+        }
+        if byte == *HANG {
+            std::thread::sleep(Duration::from_secs(60));
         }
         let status = fs::read_to_string("/proc/self/status").unwrap();
         let field =
@@ -130,6 +136,8 @@ async fn serve(mut connection: tokio::net::TcpStream, listener: std::os::fd::Raw
 
 /// To a worker: break the listener and die.
 const BREAK: &[u8; 1] = b"!";
+/// To a worker: hang in its event loop.
+const HANG: &[u8; 1] = b"h";
 
 /// Bytes of a unix socket's path, without the closing zero.
 const SOCKET_PATH_MAX: usize = 107;
@@ -268,6 +276,48 @@ fn a_killed_worker_is_replaced_and_queued_connections_are_served() {
     println!("20 queued connections were served {:?} after the kill", start.elapsed());
     assert_eq!(serving(address), second);
     assert_eq!(wait_for(|| master.published_worker().filter(|pid| *pid != first)), second);
+}
+
+#[test]
+fn a_worker_that_is_stopped_and_one_that_hangs_are_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let master = Master::start(folder.path(), &[]);
+    let address = master.address();
+    let stopped = serving(address);
+    let start = Instant::now();
+    send_signal(stopped, Signal::SIGSTOP);
+    wait_for(|| is_stopped(stopped).then_some(()));
+    let hanging = serving(address);
+    assert_ne!(hanging, stopped);
+    assert!(
+        start.elapsed() >= Duration::from_secs(2),
+        "{:?} is too short to call a worker hung",
+        start.elapsed()
+    );
+    println!("a stopped worker's queue was served {:?} after the stop", start.elapsed());
+
+    connect(address).write_all(HANG).unwrap();
+    // Not asked through a connection: the hanging one may accept it before it is killed.
+    let third = wait_for(|| master.published_worker().filter(|pid| *pid != hanging && *pid != stopped));
+    assert_eq!(serving(address), third);
+    assert!(!exists(hanging), "two workers on one listener");
+}
+
+#[test]
+fn a_master_that_was_stopped_itself_takes_no_worker_for_hung() {
+    let folder = tempfile::tempdir().unwrap();
+    let master = Master::start(folder.path(), &[]);
+    let address = master.address();
+    let worker = serving(address);
+    // The worker is stopped as well for a part of it, as when a machine is suspended.
+    master.signal(Signal::SIGSTOP);
+    send_signal(worker, Signal::SIGSTOP);
+    std::thread::sleep(Duration::from_millis(4500));
+    master.signal(Signal::SIGCONT);
+    std::thread::sleep(Duration::from_millis(500));
+    send_signal(worker, Signal::SIGCONT);
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(serving(address), worker);
 }
 
 #[test]

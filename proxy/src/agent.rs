@@ -9,6 +9,7 @@ use api::agent::proxy_client::ProxyClient;
 use api::agent::{RequestOutcome, RequestRecord, SnapshotAck};
 use policy::{DirectionDecision, Snapshot, Verdict};
 use tokio::sync::{Mutex, mpsc};
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
@@ -59,19 +60,32 @@ impl AgentClient {
             ProxyClient::new(self.channel.clone()).max_decoding_message_size(limits::SNAPSHOT_BYTES);
         let mut snapshots = client.snapshots(ReceiverStream::new(receiver)).await?.into_inner();
         tracing::info!("connected to the agent");
-        while let Some(message) = snapshots.message().await? {
-            pause.reset();
-            let ack = self.take(message).await;
-            acks.send(ack).await.map_err(gone)?;
+        let mut last = self.ack(self.policies.number(), String::new());
+        let mut repeat = tokio::time::interval_at(Instant::now() + api::REPEAT, api::REPEAT);
+        repeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                message = snapshots.message() => {
+                    let Some(message) = message? else { return Ok(()) };
+                    pause.reset();
+                    last = self.take(message).await;
+                    acks.send(last.clone()).await.map_err(gone)?;
+                }
+                // One that does not fit waits behind others, which say that this process works as well.
+                _ = repeat.tick() => drop(acks.try_send(last.clone())),
+            }
         }
-        Ok(())
     }
 
     /// Puts a snapshot in force, then on disk, then acknowledges it: when the kernel follows, no restart of the worker
     /// can fall behind it. One that is refused leaves the last good one in force.
     async fn take(&self, message: api::policy::Snapshot) -> SnapshotAck {
         let number = message.number;
-        let snapshot = match Snapshot::try_from(message.clone()) {
+        let given = message.clone();
+        // Thousands of patterns take long to compile, and this thread shows the master meanwhile that the worker works.
+        let read =
+            tokio::task::spawn_blocking(move || Snapshot::try_from(given).map_err(|error| error.to_string()));
+        let snapshot = match read.await.unwrap_or_else(|error| Err(error.to_string())) {
             Ok(snapshot) => snapshot,
             Err(error) => {
                 tracing::error!(number, %error, "refused a snapshot");
@@ -95,7 +109,7 @@ impl AgentClient {
 
     fn ack(&self, number: u64, error: String) -> SnapshotAck {
         let (pid, version) = (std::process::id(), env!("CARGO_PKG_VERSION").to_owned());
-        SnapshotAck { number, pid, version, error, slots: self.slots }
+        SnapshotAck { number, pid, version, error, slots: self.slots, repeats: true }
     }
 
     /// Sends records for ever; dials again when the agent goes away. Those that do not fit meanwhile are lost.

@@ -22,6 +22,7 @@ pub mod listener;
 mod live;
 pub mod policies;
 pub mod process;
+pub mod pulse;
 pub mod record;
 pub mod refusal;
 pub mod session;

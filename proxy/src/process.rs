@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::counters::Counters;
 use crate::limits::{self, Timeouts};
 use crate::policies::Policies;
+use crate::pulse::{Pulses, pulses};
 use crate::record::RecordSink;
 use crate::store::SnapshotStore;
 use crate::thread::Common;
@@ -128,13 +129,14 @@ pub fn run_as_worker(config: &Config) -> anyhow::Result<()> {
         buffered_bytes: limits::buffered_bytes(listeners.len()),
     };
     let (retire, retired) = watch::channel(false);
+    let (pulse, pulses) = pulses(listeners.len());
     let mut threads = Vec::new();
     for (slot, listener) in listeners.into_iter().enumerate() {
         listener.set_nonblocking(true).with_context(|| format!("the listener of slot {slot}"))?;
-        let (common, retired) = (common.clone(), retired.clone());
+        let (common, retired, pulse) = (common.clone(), retired.clone(), pulse.clone());
         let connector = Transparent::new(counters.clone());
         let thread = std::thread::Builder::new().name(format!("slot-{slot}")).spawn(move || {
-            if let Err(error) = slot::run(listener, connector, common, retired, None) {
+            if let Err(error) = slot::run(listener, connector, common, retired, pulse, None) {
                 tracing::error!(slot, %error, "a slot cannot be served");
                 // The master starts another worker; a slot that nobody serves would hang its clients.
                 std::process::exit(1);
@@ -148,7 +150,7 @@ pub fn run_as_worker(config: &Config) -> anyhow::Result<()> {
         let snapshots = client.clone();
         tokio::spawn(async move { snapshots.follow_snapshots().await });
         tokio::spawn(async move { client.send_records(queue).await });
-        obey(side, &retire, threads).await;
+        obey(side, pulses, &retire, threads).await;
     });
     tracing::info!(counters = ?counters.all(), "worker ends");
     Ok(())
@@ -169,13 +171,26 @@ fn load_last_snapshot(store: &SnapshotStore, policies: &Policies) {
 }
 
 /// Does what the master says. Returns when all threads have drained.
-async fn obey(mut side: WorkerSide, retire: &watch::Sender<bool>, threads: Vec<JoinHandle<()>>) {
+async fn obey(
+    mut side: WorkerSide,
+    mut pulses: Pulses,
+    retire: &watch::Sender<bool>,
+    threads: Vec<JoinHandle<()>>,
+) {
     side.ready();
-    match side.next().await {
-        // Nobody accounts for this worker any more. Every socket resets its peer.
-        Command::MasterGone => std::process::exit(1),
-        Command::Drain => tracing::info!("draining"),
+    loop {
+        tokio::select! {
+            command = side.next() => match command {
+                // Nobody accounts for this worker any more. Every socket resets its peer.
+                Command::MasterGone => std::process::exit(1),
+                // A single thread that hangs leaves its share of the node's connections without an answer.
+                Command::ShowLife => pulses.ask(),
+                Command::Drain => break,
+            },
+            () = pulses.all_answered() => side.alive(),
+        }
     }
+    tracing::info!("draining");
     retire.send_replace(true);
     let drained = tokio::task::spawn_blocking(move || {
         for thread in threads {

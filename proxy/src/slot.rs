@@ -9,12 +9,13 @@ use tokio::sync::watch;
 use tokio::task::{LocalSet, spawn_local};
 
 use crate::limits;
+use crate::pulse::Pulse;
 use crate::session;
 use crate::thread::{Common, Thread};
 use crate::upstream::Connect;
 
 /// Serves a listener on the calling thread, with a runtime of its own, until `retire` says true and every connection
-/// has ended (or the drain has taken too long).
+/// has ended (or the drain has taken too long). `pulse` proves meanwhile that the thread works.
 ///
 /// Where the original destination of a connection is not its local address, `destination` tells it (tests).
 ///
@@ -25,11 +26,13 @@ pub fn run<C: Connect>(
     connector: C,
     common: Common,
     retire: watch::Receiver<bool>,
+    pulse: Pulse,
     destination: Option<SocketAddr>,
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let tasks = LocalSet::new();
     runtime.block_on(tasks.run_until(async {
+        spawn_local(pulse.beat());
         let slot = Slot { thread: Thread::new(connector, common), destination };
         slot.serve(TcpListener::from_std(listener)?, retire).await
     }))

@@ -23,8 +23,6 @@ const BURST: usize = 64;
 const MAX_HELD: usize = 512;
 /// Failures in a row after which a descriptor is taken for dead.
 const MAX_FAILURES: u32 = 100;
-/// How often the agent hears of what has not changed.
-const REPORT: Duration = Duration::from_secs(2);
 
 /// Why the loop ended.
 #[derive(Debug, thiserror::Error)]
@@ -126,7 +124,7 @@ impl Device {
                 _ = ticks.tick() => {
                     let now = Instant::now();
                     this.tunnel.tick(now, &mut this.wires);
-                    if this.tunnel.take_changed() || now.duration_since(reported) >= REPORT {
+                    if this.tunnel.take_changed() || now.duration_since(reported) >= api::REPEAT {
                         reported = now;
                         control.report.send_replace(this.report());
                     }
@@ -236,6 +234,7 @@ pub(crate) fn report(tunnel: &Tunnel, port: u16) -> TunnelReport {
         no_peer_packets: counters.no_peer,
         problems: tunnel.problems().iter().cloned().map(Into::into).collect(),
         counters: Vec::new(),
+        repeats: true,
     }
 }
 

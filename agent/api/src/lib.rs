@@ -6,6 +6,9 @@ pub mod connect;
 pub mod names;
 pub mod snapshot;
 
+/// How often proxy and tunnel tell the agent of their state, also if nothing is new.
+pub const REPEAT: std::time::Duration = std::time::Duration::from_secs(2);
+
 mod generated {
     #![allow(
         missing_docs,

@@ -89,14 +89,15 @@ fn programs(view: &View) -> Vec<Program> {
         version: version.to_owned(),
     };
     let mut programs = vec![program("mesh-agent", "running", std::process::id(), env!("CARGO_PKG_VERSION"))];
+    let state = |hung: bool| if hung { "hung" } else { "connected" };
     let proxies =
-        view.proxies.iter().map(|proxy| program("mesh-proxy", "connected", proxy.pid, &proxy.version));
+        view.proxies.iter().map(|proxy| program("mesh-proxy", state(proxy.hung), proxy.pid, &proxy.version));
     programs.extend(proxies);
     if view.proxies.is_empty() {
         programs.push(program("mesh-proxy", "not connected", 0, ""));
     }
     programs.push(match &view.tunnel {
-        Some(tunnel) => program("mesh-wireguard", "connected", tunnel.pid, &tunnel.version),
+        Some(tunnel) => program("mesh-wireguard", state(view.tunnel_hung), tunnel.pid, &tunnel.version),
         None => program("mesh-wireguard", "not connected", 0, ""),
     });
     programs

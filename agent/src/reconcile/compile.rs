@@ -7,7 +7,7 @@ use policy::{Problem, Snapshot, SnapshotParts};
 use tokio::task::block_in_place;
 use tokio::time::Instant;
 
-use super::view::{AttachedPod, View};
+use super::view::{AttachedPod, ProxyState, View};
 use super::{ACK_LIMIT, Pending, Reconciler, world};
 use crate::source::{PodName, Source};
 
@@ -91,6 +91,7 @@ impl<S: Source> Reconciler<S> {
             location: format!("proxy, process {}", proxy.state.pid),
             message: proxy.state.error.clone(),
         }));
+        problems.extend(self.hung_programs());
         let attached =
             self.journal.contents().allocations.values().filter(|allocation| allocation.veth.is_some());
         let newest = self.pending.as_ref().map_or(&self.current, |pending| &pending.snapshot);
@@ -99,8 +100,13 @@ impl<S: Source> Reconciler<S> {
             compiled: newest.number,
             records: self.records.clone(),
             problems,
-            proxies: self.proxies.values().map(|proxy| proxy.state.clone()).collect(),
+            proxies: self
+                .proxies
+                .values()
+                .map(|proxy| ProxyState { hung: proxy.voice.is_hung(), ..proxy.state.clone() })
+                .collect(),
             tunnel: self.tunnel.as_ref().map(|(_, report)| report.clone()),
+            tunnel_hung: self.tunnel_voice.is_hung(),
             attached: attached
                 .map(|allocation| AttachedPod {
                     name: PodName::new(&allocation.pod_namespace, &allocation.pod_name),

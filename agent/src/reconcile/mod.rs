@@ -13,6 +13,7 @@ mod news;
 mod node;
 mod peers;
 mod setup;
+mod silence;
 mod view;
 mod world;
 
@@ -41,6 +42,7 @@ use self::cni::Waiter;
 use self::judges::Judge;
 use self::news::Proxy;
 use self::node::Keeping;
+use self::silence::Voice;
 
 pub use self::cni::{AllocateRequest, Allocated, AttachRequest, CniError, Reply};
 pub use self::news::{ConnectionId, ProxyNews, Request, TunnelNews};
@@ -151,6 +153,7 @@ pub struct Reconciler<S: Source> {
     sent: Vec<Arc<Snapshot>>,
     slots: u32,
     tunnel: Option<(ConnectionId, api::agent::TunnelReport)>,
+    tunnel_voice: Voice,
     announced: Option<NodeStatus>,
     known_nodes: KnownNodes,
     problems: Problems,
@@ -166,6 +169,8 @@ impl<S: Source> Reconciler<S> {
         records.mark_changed();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut listen = tokio::time::interval(api::REPEAT);
+        listen.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let wake = self.next_wake();
             tokio::select! {
@@ -180,6 +185,7 @@ impl<S: Source> Reconciler<S> {
                     None => return Ok(()),
                 },
                 _ = tick.tick() => self.tick().await,
+                _ = listen.tick() => self.count_silence(),
                 () = tokio::time::sleep_until(wake) => {}
             }
             // What is there already is one change, not many.

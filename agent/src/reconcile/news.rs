@@ -6,6 +6,7 @@ use api::agent::{SnapshotAck, TunnelReport};
 use policy::Snapshot;
 
 use super::judges::Judge;
+use super::silence::Voice;
 use super::view::ProxyState;
 use super::{AllocateRequest, Allocated, AttachRequest, Reconciler, Reply};
 use crate::journal::AttachmentKey;
@@ -55,6 +56,7 @@ pub(super) struct Proxy {
     pub(super) number: u64,
     pub(super) judge: Judge,
     pub(super) state: ProxyState,
+    pub(super) voice: Voice,
 }
 
 impl<S: Source> Reconciler<S> {
@@ -87,6 +89,14 @@ impl<S: Source> Reconciler<S> {
     }
 
     fn proxy_ack(&mut self, id: ConnectionId, ack: SnapshotAck) {
+        let voice = Voice::of_proxy(&ack);
+        if let Some(proxy) = self.proxies.get_mut(&id)
+            && (proxy.number, &proxy.state.error) == (ack.number, &ack.error)
+        {
+            // It only shows that it lives.
+            proxy.voice = voice;
+            return;
+        }
         if !ack.error.is_empty() {
             tracing::error!(pid = ack.pid, error = ack.error, "the proxy refused a snapshot");
         }
@@ -94,12 +104,13 @@ impl<S: Source> Reconciler<S> {
             self.slots = ack.slots;
             self.write_config();
         }
-        let state = ProxyState { number: ack.number, pid: ack.pid, version: ack.version, error: ack.error };
+        let (pid, version, error) = (ack.pid, ack.version, ack.error);
+        let state = ProxyState { number: ack.number, pid, version, error, hung: false };
         // Nothing new, however long ago it was sent.
         let before = self.proxies.get(&id).filter(|proxy| proxy.number == ack.number);
         let judge = before.map_or_else(|| self.judge_of(ack.number), |proxy| proxy.judge.clone());
-        if self.proxies.insert(id, Proxy { number: ack.number, judge, state }).is_none() {
-            tracing::info!(pid = ack.pid, number = ack.number, "a proxy is connected");
+        if self.proxies.insert(id, Proxy { number: ack.number, judge, state, voice }).is_none() {
+            tracing::info!(pid, number = ack.number, "a proxy is connected");
         }
         // Rules that were left out for its sake may be complete now.
         self.stale = true;
@@ -141,6 +152,7 @@ impl<S: Source> Reconciler<S> {
         if self.tunnel.as_ref().is_some_and(|(connected, _)| *connected > id) {
             return;
         }
+        self.tunnel_voice = Voice::of_tunnel(&report);
         self.tunnel = Some((id, report));
         self.announce_node();
     }

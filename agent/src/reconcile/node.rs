@@ -167,6 +167,7 @@ impl<S: Source> Reconciler<S> {
             Ok(changed) => self.dirty |= changed,
             Err(error) => outcome.failed.push(error.to_string()),
         }
+        self.ensure_pins(&mut outcome);
         let pins = self.pinned_links();
         self.attach_node(network, &mut outcome);
         // What a single pod lacks keeps no other pod from starting.
@@ -228,6 +229,18 @@ impl<S: Source> Reconciler<S> {
         self.keeping.retry_at = (!failed.is_empty()).then(|| Instant::now() + pause);
         problems.extend(failed);
         self.keeping.problems = problems;
+    }
+
+    /// The maps by their pins, for the proxy and whoever looks into them.
+    fn ensure_pins(&self, outcome: &mut Outcome) {
+        let made = block_in_place(|| {
+            host::mount::ensure_bpffs(&self.config.pin_dir).map_err(|error| error.to_string())?;
+            self.datapath.ensure_pins().map_err(chain)
+        });
+        match made {
+            Ok(names) => outcome.made.extend(names.into_iter().map(|name| format!("pin of map {name}"))),
+            Err(error) => outcome.failed.push(error),
+        }
     }
 
     fn attach_node(&mut self, network: &NodeNetwork, outcome: &mut Outcome) {

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::judges::Judge;
 use super::node::Keeping;
+use super::silence::Voice;
 use super::{Handle, Problems, REQUESTS, ReconcileError, Reconciler, View};
 use crate::config::Config;
 use crate::identities::StoredIdentities;
@@ -91,6 +92,7 @@ impl<S: Source> Reconciler<S> {
             sent: Vec::new(),
             slots,
             tunnel: None,
+            tunnel_voice: Voice::default(),
             announced: None,
             known_nodes: KnownNodes::open(&names::known_nodes(config)),
             problems: Problems { start, ..Problems::default() },

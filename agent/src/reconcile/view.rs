@@ -23,6 +23,8 @@ pub struct View {
     pub proxies: Vec<ProxyState>,
     /// What the tunnel said last, while it is connected.
     pub tunnel: Option<TunnelReport>,
+    /// It is connected and silent.
+    pub tunnel_hung: bool,
     /// Pods attached here.
     pub attached: Vec<AttachedPod>,
 }
@@ -38,6 +40,8 @@ pub struct ProxyState {
     pub version: String,
     /// Why it refused the last snapshot; empty if it did not.
     pub error: String,
+    /// It is connected and silent.
+    pub hung: bool,
 }
 
 /// A pod with a veth on this node.

@@ -265,3 +265,28 @@ async fn a_pod_that_nobody_judges_is_cut_off_until_somebody_does() {
     node.status_when("repaired", REPAIRED, |status| status.problems.is_empty()).await;
     assert!(node.netlink.link(&host).await.unwrap().unwrap().up && pin.is_file());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pins_of_maps_come_back_and_are_named() {
+    if !can_run() {
+        return;
+    }
+    let mut node = Node::new().await;
+    node.start().await;
+    let pins = |node: &Node| {
+        let entries = std::fs::read_dir(&node.pins).unwrap().map(|entry| entry.unwrap().file_name());
+        entries.collect::<std::collections::BTreeSet<_>>()
+    };
+    let all = pins(&node);
+    let config = node.maps().config().unwrap();
+    for name in [layout::maps::LISTENERS, layout::maps::CONFIG, layout::maps::ENDPOINTS] {
+        std::fs::remove_file(node.pins.join(name)).unwrap();
+    }
+    crate::fixture::within(A_LOOK, "the pins are there again", || pins(&node) == all).await;
+    assert_eq!(node.maps().config().unwrap(), config, "the maps that the programs work on");
+    datapath::Listeners::open(&node.pins).unwrap();
+    crate::fixture::eventually("the warning names it", || {
+        node.log().contains(&format!("pin of map {}", layout::maps::LISTENERS))
+    })
+    .await;
+}

@@ -162,3 +162,37 @@ async fn a_node_is_reachable_once_its_key_is_known() {
     assert!(!left.contains("10.2.0.0/16") && !left.contains("172.31.2.2"), "{left}");
     eventually("the monitor sees it", || deleted(&node)).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_is_connected_and_silent_is_hung_until_it_speaks() {
+    if !can_run() {
+        return;
+    }
+    let mut node = Node::new().await;
+    node.start().await;
+    let ack = SnapshotAck { pid: 11, slots: 1, repeats: true, ..SnapshotAck::default() };
+    let report = TunnelReport { public_key: vec![7; 32], pid: 12, repeats: true, ..TunnelReport::default() };
+    let (acks, receiver) = mpsc::channel(8);
+    acks.send(ack.clone()).await.unwrap();
+    let _snapshots = node.proxy().snapshots(ReceiverStream::new(receiver)).await.unwrap();
+    let (reports, receiver) = mpsc::channel(8);
+    reports.send(report.clone()).await.unwrap();
+    let _sets = node.tunnel().peers(ReceiverStream::new(receiver)).await.unwrap();
+
+    let of = |status: &api::agent::StatusResponse, state: &str| {
+        let programs = status.programs.iter().filter(|program| program.state == state);
+        let programs: Vec<_> = programs.map(|program| (program.name.clone(), program.pid)).collect();
+        let hung = status.problems.iter().filter(|problem| problem.message.contains("it hangs"));
+        (programs, hung.map(|problem| problem.r#where.clone()).collect::<Vec<_>>())
+    };
+    let both = [("mesh-proxy".to_owned(), 11), ("mesh-wireguard".to_owned(), 12)];
+    node.status_when("both are connected", LIMIT, |status| of(status, "connected").0 == both).await;
+    let hung = node.status_when("both hang", LIMIT, |status| of(status, "hung").0 == both).await;
+    assert_eq!(of(&hung, "hung").1, ["mesh-proxy, process 11", "mesh-wireguard, process 12"]);
+    assert!(node.log().contains("the proxy is connected and silent"), "{}", node.log());
+
+    acks.send(ack).await.unwrap();
+    reports.send(report).await.unwrap();
+    let well = node.status_when("both speak", LIMIT, |status| of(status, "connected").0 == both).await;
+    assert_eq!(of(&well, "connected").1, [""; 0]);
+}

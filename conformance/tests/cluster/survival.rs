@@ -5,6 +5,7 @@ use std::time::Duration;
 use conformance::command::kill_now;
 use conformance::load::{self, Plan, Report};
 use lab::Lab;
+use nix::sys::signal::Signal;
 
 use crate::fixture::{self, NS};
 
@@ -60,6 +61,30 @@ fn a_killed_tunnel_worker_is_back_at_once() {
     for report in under_load(&lab, "api-server-2", || kill_now(worker).unwrap()) {
         assert!(report.ok > 300 && report.longest_gap_ms < 1_500.0, "{report:?}");
     }
+}
+
+#[test]
+fn workers_that_are_stopped_are_replaced() {
+    let Some(lab) = fixture::shop() else { return };
+    let pids = ["mesh-proxy", "mesh-wireguard"].map(|name| lab.worker_pid("node-1", name).unwrap());
+    for pid in pids {
+        send(pid, Signal::SIGSTOP);
+    }
+    conformance::command::eventually(Duration::from_secs(15), || {
+        for (name, stopped) in ["mesh-proxy", "mesh-wireguard"].into_iter().zip(pids) {
+            anyhow::ensure!(lab.worker_pid("node-1", name)? != stopped, "{name} has its stopped worker");
+        }
+        for server in ["api-server-1", "api-server-2"] {
+            let status = fixture::curl(&lab, "frontend", &[&fixture::url(&lab, server, "/healthz")]);
+            anyhow::ensure!(status == 200, "{server} answers {status}");
+        }
+        Ok(())
+    })
+    .unwrap();
+}
+
+fn send(pid: u32, signal: Signal) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.try_into().unwrap()), signal).unwrap();
 }
 
 #[test]

@@ -4,6 +4,9 @@
 //! same descriptors: listeners keep their queue, devices their routes. Before that the master looks whether they still work (a
 //! device can be deleted), and replaces only those that do not: a worker is not asked, since it is the one that may be taken over.
 //!
+//! **Liveness.** Each second the master asks its worker for a sign of life, which the worker's own event loops give. One that leaves
+//! [`MISSED_LIMIT`] questions unanswered hangs: it is killed and another one started.
+//!
 //! **Hand-over.** A successor connects to the predecessor's socket, gets the descriptors (`SCM_RIGHTS`), starts its own worker, and
 //! says `r` when that worker is ready. The predecessor answers `d`, has its worker drain, and leaves; the successor then puts its
 //! own socket in the place of the old one. Whatever fails before the `r`, the predecessor goes on as if nothing had been. A lock
@@ -32,6 +35,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use self::handover::{Predecessor, PreparedSocket};
 pub use self::privileges::Capability;
 use self::supervise::Supervisor;
+pub use self::worker::MISSED_LIMIT;
 use self::worker::{Worker, WorkerEvent};
 pub use self::worker_side::{Command, WORKER_FD_VARIABLE, WorkerError, WorkerSide};
 use crate::descriptors::DescriptorsError;

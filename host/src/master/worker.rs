@@ -9,16 +9,23 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
-use tokio::time::Instant;
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use super::privileges::ChildSetup;
-use super::worker_side::{DRAIN, READY, WORKER_FD_VARIABLE};
+use super::worker_side::{ALIVE, ASK, DRAIN, READY, WORKER_FD_VARIABLE};
 use super::{Descriptors, MasterConfig, MasterError};
 use crate::descriptors::{self, DescriptorsError};
 
 /// How long a worker may take from its start until it says that it is ready. It reads a snapshot from disk and sets up its threads:
 /// a second or less; a worker that takes longer hangs.
 const READY_LIMIT: Duration = Duration::from_secs(30);
+
+/// How often a worker that is ready is asked whether it still works.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+
+/// Questions without an answer after which a worker is taken for hung. Questions are counted, not time: a master that was stopped
+/// itself, or a machine that was suspended, asks nothing meanwhile, and what was answered before is read before the next question.
+pub const MISSED_LIMIT: u32 = 3;
 
 /// The master's own executable: the same file even if its path has since been replaced by an upgrade.
 const OWN_EXECUTABLE: &str = "/proc/self/exe";
@@ -40,6 +47,9 @@ pub(super) struct Worker {
     started: Instant,
     ready: bool,
     hung_up: bool,
+    asking: Interval,
+    /// Questions since its last answer.
+    unanswered: u32,
 }
 
 impl Worker {
@@ -72,7 +82,10 @@ impl Worker {
         }
         ours.set_nonblocking(true).map_err(MasterError::Start)?;
         let socket = UnixStream::from_std(ours).map_err(MasterError::Start)?;
-        Ok(Self { child, socket, pid, started: Instant::now(), ready: false, hung_up: false })
+        let started = Instant::now();
+        let mut asking = tokio::time::interval_at(started + ASK_EVERY, ASK_EVERY);
+        asking.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Ok(Self { child, socket, pid, started, ready: false, hung_up: false, asking, unanswered: 0 })
     }
 
     pub(super) fn pid(&self) -> u32 {
@@ -84,21 +97,31 @@ impl Worker {
         self.started.elapsed()
     }
 
-    /// Waits for the next event. A worker that is not ready in time is killed. May be dropped and called again.
+    /// Waits for the next event. A worker that is not ready in time, or that leaves questions unanswered afterwards, is killed. May
+    /// be dropped and called again.
     pub(super) async fn next(&mut self) -> WorkerEvent {
         loop {
-            let waiting = !self.ready && !self.hung_up;
             tokio::select! {
                 biased;
                 status = self.child.wait() => return WorkerEvent::Exited(described(status)),
-                byte = read_byte(&self.socket), if waiting => match byte {
-                    Some(READY) => {
+                byte = read_byte(&self.socket), if !self.hung_up => match byte {
+                    Some(READY) if !self.ready => {
                         self.ready = true;
                         return WorkerEvent::Ready;
                     }
+                    Some(ALIVE) => self.unanswered = 0,
                     Some(_) => {}
                     None => self.hung_up = true,
                 },
+                _ = self.asking.tick(), if self.ready => {
+                    if self.unanswered >= MISSED_LIMIT {
+                        tracing::error!(worker = self.pid, "the worker left {MISSED_LIMIT} questions unanswered, one a second: killed");
+                        return WorkerEvent::Exited(format!("hung, {}", described(self.kill().await)));
+                    }
+                    self.unanswered += 1;
+                    // A socket that takes no byte counts as a question without an answer.
+                    let _ = self.socket.try_write(&[ASK]);
+                }
                 () = tokio::time::sleep_until(self.started + READY_LIMIT), if !self.ready => {
                     tracing::error!(worker = self.pid, "the worker is not ready after {READY_LIMIT:?}: killed");
                     return WorkerEvent::Exited(described(self.kill().await));

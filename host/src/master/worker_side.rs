@@ -21,6 +21,10 @@ pub const WORKER_FD_VARIABLE: &str = "SELVAGE_WORKER_FD";
 pub(super) const READY: u8 = b'r';
 /// Master to worker: drain.
 pub(super) const DRAIN: u8 = b'd';
+/// Master to worker: do you still work?
+pub(super) const ASK: u8 = b'?';
+/// Worker to master: all its loops do.
+pub(super) const ALIVE: u8 = b'l';
 
 /// How long the master may take to send the descriptors: it does so right after the fork.
 const DESCRIPTORS_LIMIT: Duration = Duration::from_secs(10);
@@ -56,6 +60,8 @@ pub enum WorkerError {
 pub enum Command {
     /// Accept nothing new, finish what is running, then exit.
     Drain,
+    /// Call [`WorkerSide::alive`] once every event loop of this worker has shown that it turns.
+    ShowLife,
     /// The master is dead: exit at once (the kernel is about to kill this process anyway).
     MasterGone,
 }
@@ -104,9 +110,20 @@ impl WorkerSide {
 
     /// Tells the master that this worker does its work. Should the master be gone, [`WorkerSide::next`] says so.
     pub fn ready(&mut self) {
+        self.tell(READY);
+    }
+
+    /// Answers [`Command::ShowLife`]. A worker that leaves [`super::MISSED_LIMIT`] of them unanswered is killed and replaced, so
+    /// this is called from the loops that do the work, never from a thread that could outlive them.
+    pub fn alive(&mut self) {
+        self.tell(ALIVE);
+    }
+
+    /// A byte that does not fit means that the master has read nothing for a long time: it has what it needs to know.
+    fn tell(&self, byte: u8) {
         let _ = match (&self.early, &self.socket) {
-            (Some(early), _) => (&mut &*early).write(&[READY]),
-            (None, Some(socket)) => socket.try_write(&[READY]),
+            (Some(early), _) => (&mut &*early).write(&[byte]),
+            (None, Some(socket)) => socket.try_write(&[byte]),
             (None, None) => Ok(0),
         };
     }
@@ -121,6 +138,7 @@ impl WorkerSide {
         loop {
             match read_byte(socket).await {
                 Some(DRAIN) => return Command::Drain,
+                Some(ASK) => return Command::ShowLife,
                 Some(_) => {}
                 None => return Command::MasterGone,
             }

@@ -161,7 +161,8 @@ impl Rig {
         let own = listener.try_clone().unwrap();
         let destination = SocketAddr::new(SERVER.into(), port);
         let thread = std::thread::spawn(move || {
-            proxy::slot::run(own, connector, common, retired, Some(destination)).unwrap();
+            let (pulse, _) = proxy::pulse::pulses(1);
+            proxy::slot::run(own, connector, common, retired, pulse, Some(destination)).unwrap();
         });
         Self {
             address,

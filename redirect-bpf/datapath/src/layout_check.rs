@@ -1,6 +1,7 @@
 //! What each pinned map must be. aya takes over a pinned map whatever its shape; a map of another shape would be read
 //! as garbage, so every one is compared before it is used and after the programs were loaded.
 
+use std::io;
 use std::path::Path;
 
 use aya::maps::{MapData, MapError, MapInfo, MapType};
@@ -9,7 +10,7 @@ use layout::{
     RuleKey, RuleValue, limits, maps,
 };
 
-use crate::Error;
+use crate::{Error, pins};
 
 /// The shape of one map.
 pub(crate) struct Shape {
@@ -84,6 +85,22 @@ impl Shape {
     pub(crate) fn open(&self, pin_dir: &Path) -> Result<MapData, Error> {
         self.check(pin_dir)?;
         MapData::from_pin(pin_dir.join(self.name)).map_err(|source| self.error("open the pinned map", source))
+    }
+
+    /// Pins this map where nothing, or another map, is pinned; whether it had to be.
+    pub(crate) fn ensure_pin(&self, pin_dir: &Path, map: &MapData) -> Result<bool, Error> {
+        let path = pin_dir.join(self.name);
+        let own = map.info().map_err(|source| self.error("look at", source))?.id();
+        if MapInfo::from_pin(&path).is_ok_and(|pinned| pinned.id() == own) {
+            return Ok(false);
+        }
+        pins::remove(&path)?;
+        map.pin(&path).map_err(|error| Error::Pin {
+            action: "pin the map",
+            path,
+            source: io::Error::other(error),
+        })?;
+        Ok(true)
     }
 
     pub(crate) fn error(&self, action: &'static str, source: MapError) -> Error {

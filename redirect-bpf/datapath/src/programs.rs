@@ -1,5 +1,6 @@
 use std::path::{Path, PathBuf};
 
+use aya::maps::MapData;
 use aya::programs::{ProgramError, SchedClassifier, SkLookup, TcAttachType};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 
@@ -20,6 +21,8 @@ const LOAD_ATTEMPTS: u32 = 20;
 pub struct Datapath {
     ebpf: Ebpf,
     pin_dir: PathBuf,
+    /// Every map that the programs work on, in the order of `layout_check::ALL`: to be pinned again should the pins be removed.
+    held: Vec<MapData>,
     /// The maps, to read and to fill.
     pub maps: Maps,
 }
@@ -48,7 +51,25 @@ impl Datapath {
         for program in Program::ALL {
             load(&mut ebpf, program)?;
         }
-        Ok(Self { ebpf, pin_dir: pin_dir.to_owned(), maps: Maps::open(pin_dir)? })
+        let held: Result<Vec<MapData>, Error> =
+            layout_check::ALL.iter().map(|shape| shape.open(pin_dir)).collect();
+        Ok(Self { ebpf, pin_dir: pin_dir.to_owned(), held: held?, maps: Maps::open(pin_dir)? })
+    }
+
+    /// Pins the maps again whose pins were removed or stand for other maps: a proxy that starts finds its listeners' map by the pin, and
+    /// the programs work on the maps that are held here, whatever is pinned. Returns their names.
+    ///
+    /// # Errors
+    /// [`Error::Pin`] with the pin that cannot be made; those before it are.
+    pub fn ensure_pins(&self) -> Result<Vec<&'static str>, Error> {
+        pins::create(&self.pin_dir)?;
+        let mut made = Vec::new();
+        for (shape, map) in layout_check::ALL.iter().zip(&self.held) {
+            if shape.ensure_pin(&self.pin_dir, map)? {
+                made.push(shape.name);
+            }
+        }
+        Ok(made)
     }
 
     /// Puts this version's programs behind every pinned link, each atomically, and removes the pins of links that are

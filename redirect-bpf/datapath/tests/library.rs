@@ -54,6 +54,40 @@ fn everything_is_adopted_after_a_restart_and_nothing_lost() {
 }
 
 #[test]
+fn pins_of_maps_that_are_removed_or_stand_for_other_maps_are_made_again() {
+    let Some(bench) = bench("l-pins") else { return };
+    assert_eq!(bench.datapath.ensure_pins().unwrap(), [""; 0]);
+    let pin = |name: &str| bench.pin_dir.join(name);
+    let config = bench.datapath.maps.config().unwrap();
+    std::fs::remove_file(pin(layout::maps::LISTENERS)).unwrap();
+    std::fs::remove_file(pin(layout::maps::CONFIG)).unwrap();
+    let mut made = bench.datapath.ensure_pins().unwrap();
+    made.sort_unstable();
+    let mut expected = [layout::maps::LISTENERS, layout::maps::CONFIG];
+    expected.sort_unstable();
+    assert_eq!(made, expected);
+    // The map that the programs work on, not an empty one of its shape.
+    assert_eq!(Maps::open(&bench.pin_dir).unwrap().config().unwrap(), config);
+    assert_ne!(config, Config::default());
+    Listeners::open(&bench.pin_dir).unwrap();
+
+    // Whatever took its place: here a map of another kind.
+    std::fs::remove_file(pin(layout::maps::LISTENERS)).unwrap();
+    std::fs::hard_link(pin(layout::maps::COUNTERS), pin(layout::maps::LISTENERS)).unwrap();
+    assert!(Listeners::open(&bench.pin_dir).is_err());
+    assert_eq!(bench.datapath.ensure_pins().unwrap(), [layout::maps::LISTENERS]);
+    Listeners::open(&bench.pin_dir).unwrap();
+
+    // All at once, with the folder.
+    let pins = || std::fs::read_dir(&bench.pin_dir).unwrap().count();
+    let all = pins();
+    remove_pins(&bench.pin_dir).unwrap();
+    // The folder of links is none of the maps.
+    assert_eq!(bench.datapath.ensure_pins().unwrap().len(), all - 1);
+    assert_eq!(pins(), all);
+}
+
+#[test]
 fn detaching_takes_the_programs_of_that_device_only() {
     let Some(mut bench) = bench("l-detach") else { return };
     bench.datapath.attach_pod("veth-a").unwrap();

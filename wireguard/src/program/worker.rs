@@ -68,7 +68,7 @@ pub fn run(config: &Config) -> Result<(), WorkerFailed> {
         side.ready();
         tokio::select! {
             () = turn(&key) => {}
-            command = side.next() => {
+            command = told_to_stop(&mut side) => {
                 tracing::info!(?command, "stopping before the start");
                 return Ok(());
             }
@@ -77,7 +77,7 @@ pub fn run(config: &Config) -> Result<(), WorkerFailed> {
         let report = device::report(&tunnel, device.port());
         let control = Control::start(config.agent_socket(), config.peers_file(), report);
         let stop = async {
-            let command: Command = side.next().await;
+            let command = told_to_stop(&mut side).await;
             tracing::info!(?command, "stopping");
         };
         device.run(tunnel, control, stop).await
@@ -86,6 +86,16 @@ pub fn run(config: &Config) -> Result<(), WorkerFailed> {
     // A file of peers that is being written must not delay the end; it is written whole or not at all.
     runtime.shutdown_background();
     Ok(result?)
+}
+
+/// Waits for the end, and shows the master meanwhile that this worker's loop turns: it is one branch of that loop.
+async fn told_to_stop(side: &mut WorkerSide) -> Command {
+    loop {
+        match side.next().await {
+            Command::ShowLife => side.alive(),
+            command => return command,
+        }
+    }
 }
 
 /// Waits until no other worker has these descriptors: in a hand-over the old one stops only after this one is ready, and two that
