@@ -1,7 +1,6 @@
 //! What the agent is told: one TOML file plus flags of the same names; flags win. Everything is read and checked before
 //! anything starts.
 
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use clap::Parser;

@@ -27,7 +27,8 @@ fn bad_packets(from: std::net::Ipv4Addr, to: std::net::Ipv4Addr) -> Vec<(&'stati
     let first = |packet: &[u8]| {
         let mut packet = packet.to_vec();
         packet[6] = 0x20;
-        packet[2..4].copy_from_slice(&u16::try_from(packet.len()).unwrap().to_be_bytes());
+        let length = u16::try_from(packet.len()).unwrap();
+        packet[2..4].copy_from_slice(&length.to_be_bytes());
         packet
     };
     let long_header = edited(&|p| p[32] = 15 << 4);
