@@ -66,6 +66,34 @@ impl Attachment {
         links_dir(pin_dir).join(format!("{}_{}", self.device.replace('.', ":"), self.program.name()))
     }
 
+    /// Whether its pinned link is attached to the device that has the name now.
+    ///
+    /// # Errors
+    /// [`Error::Link`] if the kernel does not say.
+    pub(crate) fn is_live(&self, pin_dir: &Path) -> Result<bool, Error> {
+        let path = self.pin(pin_dir);
+        let failed = |action| {
+            let path = path.clone();
+            move |source| Error::Link { action, path, source }
+        };
+        let link = match sys::open_pinned(&path) {
+            Ok(link) => link,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(failed("open")(error)),
+        };
+        let info = sys::link_info(&link).map_err(failed("describe"))?;
+        Ok(Some((info.kind, info.target)) == self.target())
+    }
+
+    /// Kind and target that its link must have; none if the device does not exist.
+    fn target(&self) -> Option<(u32, u32)> {
+        match self.program {
+            // Numbers of namespaces are 32 bits wide.
+            Program::PickListener => Some((LINK_NETNS, current_netns().ok()?.metadata().ok()?.ino() as u32)),
+            _ => Some((LINK_TCX, sys::interface_index(&self.device).ok()?)),
+        }
+    }
+
     /// The attachment that a pin stands for; none for a file that is none of ours.
     fn from_pin(pin: &Path) -> Option<Self> {
         let name = pin.file_name()?.to_str()?;
@@ -102,7 +130,7 @@ impl Loaded<'_> {
             Err(error) => return Err(failed("open")(error)),
         };
         let info = sys::link_info(&link).map_err(failed("describe"))?;
-        let target = self.target(attachment);
+        let target = attachment.target();
         // It lives, but its device is not in this network namespace: this process is in a wrong one.
         if target.is_none() && info.target != 0 {
             return Ok(false);
@@ -124,15 +152,6 @@ impl Loaded<'_> {
                 Ok(false)
             }
             Err(error) => Err(failed("update")(error)),
-        }
-    }
-
-    /// Kind and target that a link of this attachment must have; none if the device does not exist.
-    fn target(&self, attachment: &Attachment) -> Option<(u32, u32)> {
-        match self {
-            Self::Tcx(..) => Some((LINK_TCX, sys::interface_index(&attachment.device).ok()?)),
-            // Numbers of namespaces are 32 bits wide.
-            Self::SkLookup(_) => Some((LINK_NETNS, current_netns().ok()?.metadata().ok()?.ino() as u32)),
         }
     }
 

@@ -155,6 +155,14 @@ impl Datapath {
         links::pinned(&self.pin_dir)
     }
 
+    /// Whether a program is attached where it should be: it is pinned, and nothing took it off since.
+    ///
+    /// # Errors
+    /// [`Error::Link`] if the kernel does not say.
+    pub fn is_attached(&self, attachment: &Attachment) -> Result<bool, Error> {
+        attachment.is_live(&self.pin_dir)
+    }
+
     /// Opens the event ring; one reader at a time.
     ///
     /// # Errors

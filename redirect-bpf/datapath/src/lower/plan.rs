@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use layout::{ConnectionEntry, Endpoint, RuleKey, endpoint_flag, limits};
+use layout::{ConnectionEntry, Endpoint, RuleKey, endpoint_flag, limits, maps as names};
 use policy::{EndpointPolicy, Ruleset, Snapshot};
 
 use super::origins::Origins;
@@ -224,6 +224,38 @@ impl Installed {
     /// The values of the endpoints that are installed.
     pub fn endpoints(&self) -> impl Iterator<Item = (IpAddr, &Endpoint)> {
         self.endpoints.iter().map(|(address, endpoint)| (*address, endpoint))
+    }
+
+    /// What the kernel's maps have lost of an address: its endpoint, its identity, the rules of its ruleset. Empty: nothing.
+    ///
+    /// # Errors
+    /// [`Error::Map`] if the kernel refuses.
+    pub fn lost_of(&self, address: IpAddr, maps: &Maps) -> Result<Vec<String>, Error> {
+        let Some(endpoint) = self.endpoints.get(&address) else {
+            return Ok(vec![format!("no policy is in force for {address}")]);
+        };
+        let mut lost = Vec::new();
+        match maps.endpoints()?.into_iter().find(|(known, _)| *known == address) {
+            None => lost.push(format!("map {} has no entry for {address}", names::ENDPOINTS)),
+            Some((_, found)) if found != *endpoint => {
+                lost.push(format!("map {} has another entry for {address}", names::ENDPOINTS));
+            }
+            Some(_) => {}
+        }
+        if let Some(identity) = self.identities.get(&address)
+            && !maps.identities()?.contains(&(address, *identity))
+        {
+            lost.push(format!("map {} does not know {address} as identity {identity}", names::IDENTITIES));
+        }
+        let ruleset = self.rulesets.values().find(|lowered| lowered.number == endpoint.ruleset);
+        if let Some(ruleset) = ruleset.filter(|ruleset| !ruleset.rules.is_empty()) {
+            let found: HashSet<Rule> = maps.rules()?.into_iter().collect();
+            let gone = ruleset.rules.iter().filter(|rule| !found.contains(rule)).count();
+            if gone > 0 {
+                lost.push(format!("map {} lacks {gone} of the rules of {address}", names::RULES));
+            }
+        }
+        Ok(lost)
     }
 
     fn rule_count(&self) -> usize {
