@@ -17,10 +17,15 @@ const MAX_POOL: u32 = 1 << 16;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IpamError {
     /// All are in use or resting.
-    #[error("no address is free in {range}: {used} in use, {resting} released less than a minute ago")]
+    #[error(
+        "pod range {range} has no free address: of its {size} {used} are in use and {resting} were released less than a minute \
+         ago; delete pods of this node, or give its Node object a larger spec.podCIDR"
+    )]
     Full {
         /// Where they come from.
         range: Ipv4Net,
+        /// How many of them pods can have.
+        size: u32,
         /// In use.
         used: usize,
         /// Not yet to be used again.
@@ -92,21 +97,39 @@ impl Pool {
     /// # Errors
     /// [`IpamError::Full`].
     pub fn take(&mut self, now_ms: u64) -> Result<IpAddr, IpamError> {
+        let address = self.next(now_ms)?;
+        if let Some(at_ms) = self.released.remove(&address) {
+            self.order.remove(&(at_ms, address));
+        }
+        self.used.insert(address);
+        Ok(IpAddr::V4(address))
+    }
+
+    /// Whether [`Self::take`] would succeed.
+    ///
+    /// # Errors
+    /// As it.
+    pub fn can_take(&mut self, now_ms: u64) -> Result<(), IpamError> {
+        self.next(now_ms).map(drop)
+    }
+
+    fn next(&mut self, now_ms: u64) -> Result<Ipv4Addr, IpamError> {
         while self.never_used < self.end {
             let address = Ipv4Addr::from(self.never_used);
+            if !self.released.contains_key(&address) && !self.used.contains(&address) {
+                return Ok(address);
+            }
             self.never_used += 1;
-            if !self.released.contains_key(&address) && self.used.insert(address) {
-                return Ok(IpAddr::V4(address));
-            }
         }
-        match self.order.first().copied() {
-            Some((at_ms, address)) if at_ms.is_none_or(|at| at.saturating_add(REST_MS) <= now_ms) => {
-                self.order.remove(&(at_ms, address));
-                self.released.remove(&address);
-                self.used.insert(address);
-                Ok(IpAddr::V4(address))
-            }
-            _ => Err(IpamError::Full { range: self.range, used: self.used.len(), resting: self.order.len() }),
+        let rested = |at_ms: Option<u64>| at_ms.is_none_or(|at| at.saturating_add(REST_MS) <= now_ms);
+        match self.order.first() {
+            Some((at_ms, address)) if rested(*at_ms) => Ok(*address),
+            _ => Err(IpamError::Full {
+                range: self.range,
+                size: self.end - u32::from(self.range.network()) - 2,
+                used: self.used.len(),
+                resting: self.order.len(),
+            }),
         }
     }
 
@@ -164,7 +187,7 @@ mod tests {
         assert_eq!(all, ["10.1.0.2", "10.1.0.3", "10.1.0.4", "10.1.0.5", "10.1.0.6"]);
         assert_eq!(
             pool.take(0),
-            Err(IpamError::Full { range: "10.1.0.0/29".parse().unwrap(), used: 5, resting: 0 })
+            Err(IpamError::Full { range: "10.1.0.0/29".parse().unwrap(), size: 5, used: 5, resting: 0 })
         );
     }
 
@@ -180,6 +203,23 @@ mod tests {
         assert_eq!(pool.take(1_000 + REST_MS), Ok(ip("10.1.0.5")));
         assert!(pool.take(1_000 + REST_MS).is_err());
         assert_eq!(pool.take(2_000 + REST_MS), Ok(ip("10.1.0.3")));
+    }
+
+    #[test]
+    fn a_full_range_is_named_with_its_size_and_what_to_do_and_asking_takes_nothing() {
+        let mut pool = pool("10.1.0.0/29");
+        for _ in 0..5 {
+            assert_eq!(pool.can_take(0), Ok(()));
+            pool.take(0).unwrap();
+        }
+        pool.give_back(ip("10.1.0.5"), 1_000);
+        let message = pool.can_take(1_000).unwrap_err().to_string();
+        for words in ["10.1.0.0/29", "of its 5 4 are in use and 1", "delete pods", "spec.podCIDR"] {
+            assert!(message.contains(words), "{message}");
+        }
+        assert_eq!(pool.take(1_000).unwrap_err().to_string(), message);
+        assert_eq!(pool.can_take(1_000 + REST_MS), Ok(()));
+        assert_eq!(pool.take(1_000 + REST_MS), Ok(ip("10.1.0.5")));
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub(crate) async fn add(
     let agent = Agent::new(&config.agent_socket);
 
     Step::Allocate.begins();
-    let result = match agent.allocate(target).await {
+    let result = match agent.allocate(target, &config.network).await {
         Ok(allocation) => match build(target, &ends, &agent, &allocation).await {
             Ok(pair) => Ok(result(target, config, &pair, &allocation)),
             Err(error) => {

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use api::agent::cni_client::CniClient;
-use api::agent::control_client::ControlClient;
-use api::agent::{AllocateRequest, AttachRequest, Attachment, ReleaseRequest, StatusRequest};
+use api::agent::{
+    AllocateRequest, AttachRequest, Attachment, AttachmentsRequest, CheckRequest, Problem, ReadyRequest,
+    ReleaseRequest,
+};
 use host::netlink::Mac;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
@@ -22,6 +24,10 @@ const ADD_LIMIT: Duration = Duration::from_secs(15);
 const DEL_LIMIT: Duration = Duration::from_secs(5);
 /// How long STATUS waits: runtimes ask every few seconds.
 const STATUS_LIMIT: Duration = Duration::from_millis(500);
+/// How long CHECK waits: the agent may be in the midst of a look at the whole node.
+const CHECK_LIMIT: Duration = Duration::from_secs(15);
+/// How long GC waits for the list, for the same reason.
+const LIST_LIMIT: Duration = Duration::from_secs(15);
 
 /// The longest name of a device in bytes.
 const MAX_DEVICE_NAME: usize = 15;
@@ -50,9 +56,10 @@ impl Agent {
     }
 
     /// An address for the attachment; the same one if it has one already.
-    pub(crate) async fn allocate(&self, target: &Target) -> Result<Allocation, CniError> {
+    pub(crate) async fn allocate(&self, target: &Target, network: &str) -> Result<Allocation, CniError> {
         let request = AllocateRequest {
             attachment: Some(attachment(target)),
+            network: network.to_owned(),
             netns: target.netns.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
             pod_namespace: target.pod.namespace.clone(),
             pod_name: target.pod.name.clone(),
@@ -98,16 +105,51 @@ impl Agent {
 
     /// Undoes both. Succeeds if there is nothing to undo.
     pub(crate) async fn release(&self, target: &Target) -> Result<(), CniError> {
-        let request = ReleaseRequest { attachment: Some(attachment(target)) };
+        self.release_attachment(attachment(target)).await
+    }
+
+    /// As [`Self::release`].
+    pub(crate) async fn release_attachment(&self, attachment: Attachment) -> Result<(), CniError> {
+        let request = ReleaseRequest { attachment: Some(attachment) };
         let mut client = CniClient::new(self.channel.clone());
         self.call("release the pod", DEL_LIMIT, client.release(request)).await.map(drop)
     }
 
-    /// Whether ADD can be served.
-    pub(crate) async fn status(&self) -> Result<(), CniError> {
-        let mut client = ControlClient::new(self.channel.clone());
-        let asked = self.call("report its status", STATUS_LIMIT, client.status(StatusRequest {})).await;
-        asked.map(drop).map_err(|error| CniError::NotReady(error.to_string()))
+    /// What the attachment has lost on the agent's side.
+    pub(crate) async fn check(
+        &self,
+        target: &Target,
+        host_ifindex: u32,
+        pod_mac: Option<Mac>,
+        addresses: Vec<String>,
+    ) -> Result<Vec<String>, CniError> {
+        let pod_mac = pod_mac.map(|mac| mac.0.to_vec()).unwrap_or_default();
+        let request = CheckRequest { attachment: Some(attachment(target)), host_ifindex, pod_mac, addresses };
+        let mut client = CniClient::new(self.channel.clone());
+        Ok(self.call("check the pod", CHECK_LIMIT, client.check(request)).await?.lost)
+    }
+
+    /// Whether ADD can be served; if not, whether pods that are attached may be cut off, too.
+    pub(crate) async fn ready(&self) -> Result<(), CniError> {
+        let mut client = CniClient::new(self.channel.clone());
+        let asked = self.call("say whether it is ready", STATUS_LIMIT, client.ready(ReadyRequest {})).await;
+        let answer = asked.map_err(|error| CniError::NotReady(error.to_string()))?;
+        let refused = listed(&answer.refused);
+        match (answer.lost.is_empty(), answer.refused.is_empty()) {
+            (true, true) => Ok(()),
+            (true, false) => Err(CniError::NotReady(refused)),
+            (false, true) => Err(CniError::DatapathLost(listed(&answer.lost))),
+            (false, false) => Err(CniError::DatapathLost(format!("{}; {refused}", listed(&answer.lost)))),
+        }
+    }
+
+    /// The attachments that the agent knows of a network.
+    pub(crate) async fn attachments(&self, network: &str) -> Result<Vec<Attachment>, CniError> {
+        let request = AttachmentsRequest { network: network.to_owned() };
+        let mut client = CniClient::new(self.channel.clone());
+        let answer =
+            self.call("list the attachments of the network", LIST_LIMIT, client.attachments(request));
+        Ok(answer.await?.attachments)
     }
 
     async fn call<T>(
@@ -120,6 +162,9 @@ impl Agent {
         match tokio::time::timeout(limit, call).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
             Ok(Err(status)) if is_local(&status) => Err(unreachable(described(&status))),
+            Ok(Err(status)) if matches!(status.code(), Code::ResourceExhausted | Code::Unavailable) => {
+                Err(CniError::TryAgain { action, reason: status.message().to_owned() })
+            }
             Ok(Err(status)) => Err(CniError::AgentRefused { action, reason: status.message().to_owned() }),
             Err(_) => Err(unreachable(format!("no answer within {limit:?}"))),
         }
@@ -130,10 +175,14 @@ fn attachment(target: &Target) -> Attachment {
     Attachment { container_id: target.container_id.clone(), interface: target.ifname.clone() }
 }
 
-/// Whether the status was made on this side of the socket: the agent is not there, went away, or is about to.
+/// Whether the status was made on this side of the socket: the agent is not there, or went away.
 fn is_local(status: &Status) -> bool {
-    status.source().is_some()
-        || matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled)
+    status.source().is_some() || matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled)
+}
+
+fn listed(problems: &[Problem]) -> String {
+    let problems = problems.iter().map(|problem| format!("{}: {}", problem.r#where, problem.message));
+    problems.collect::<Vec<_>>().join("; ")
 }
 
 /// The innermost cause says what happened ("No such file or directory").

@@ -1,6 +1,8 @@
 //! CHECK: whether what ADD made is still there.
 
-use host::netlink::{Link, Netlink, TABLE_MAIN};
+use std::net::IpAddr;
+
+use host::netlink::{Link, Mac, Neighbour, Netlink, TABLE_MAIN};
 use ipnet::IpNet;
 use rscni_types::types::{CNIResult, Interface, IpConfig, Route};
 
@@ -10,8 +12,9 @@ use crate::error::CniError;
 use crate::pod::Ends;
 use crate::request::Target;
 
-/// Compares `prevResult` with the kernel: both devices, the addresses and the routes of the pod, the node's route to it; and that
-/// the agent, which keeps the reservation and the policy, is there. What others in the chain added does not matter.
+/// Compares `prevResult` with the kernel: both devices, the addresses, the routes and the neighbour of the pod, the node's route and
+/// neighbour to it. Then the agent says what is lost of its record, its programs and maps, and the ways of the node. What others in
+/// the chain added does not matter.
 pub(crate) async fn check(target: &Target, config: &Config) -> Result<(), CniError> {
     let Some(result) = &config.prev_result else {
         return Err(CniError::Config("CHECK needs prevResult, the result of the ADD".to_owned()));
@@ -40,13 +43,37 @@ pub(crate) async fn check(target: &Target, config: &Config) -> Result<(), CniErr
     let ips: Vec<&IpConfig> = result.ips.iter().filter(is_ours).collect();
     addresses_and_routes(&ips, result, &ends.pod, &pod).await?;
     let routes = ends.node.routes(TABLE_MAIN).await?;
-    for ip in ips {
+    for ip in &ips {
         let destination = IpNet::from(ip.address.addr());
         if !routes.iter().any(|route| route.destination == destination && route.device == Some(host.index)) {
             return lost(format!("the node has no route to {destination} through {}", host.name));
         }
     }
-    Agent::new(&config.agent_socket).status().await.map_err(|error| CniError::Check(error.to_string()))
+    neighbours(&ips, &ends, &pod, &host).await?;
+    let addresses = ips.iter().map(|ip| ip.address.addr().to_string()).collect();
+    let asked = Agent::new(&config.agent_socket).check(target, host.index, pod.mac, addresses).await;
+    let missing = asked.map_err(|error| CniError::Check(error.to_string()))?;
+    if missing.is_empty() { Ok(()) } else { lost(missing.join("; ")) }
+}
+
+/// The gateway is only a name for the host side, and the node asks no pod for its Ethernet address: without these entries no packet
+/// leaves.
+async fn neighbours(ips: &[&IpConfig], ends: &Ends, pod: &Link, host: &Link) -> Result<(), CniError> {
+    let (in_pod, on_node) = (ends.pod.neighbours().await?, ends.node.neighbours().await?);
+    let is_there = |entries: &[Neighbour], device: &Link, address: IpAddr, mac: Option<Mac>| {
+        let expected = mac.map(|mac| Neighbour { device: device.index, address, mac, permanent: true });
+        expected.is_some_and(|expected| entries.contains(&expected))
+    };
+    for ip in ips {
+        if let Some(gateway) = ip.gateway.filter(|gateway| !is_there(&in_pod, pod, *gateway, host.mac)) {
+            return lost(format!("the pod has lost its neighbour {gateway} on {}", pod.name));
+        }
+        let address = ip.address.addr();
+        if !is_there(&on_node, host, address, pod.mac) {
+            return lost(format!("the node has lost its neighbour {address} on {}", host.name));
+        }
+    }
+    Ok(())
 }
 
 fn lost<T>(what: String) -> Result<T, CniError> {

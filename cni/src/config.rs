@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use rscni_types::types::{CNIResult, Cmd, Dns, NetConf};
+use rscni_types::types::{CNIResult, Cmd, Dns, GcAttachment, NetConf};
 use rscni_types::version::{PluginInfo, SpecVersion};
 use serde_json::Value;
 
@@ -19,6 +19,10 @@ const STATE_DIR: &str = "stateDir";
 const IPAM_TYPE: &str = "mesh-ipam";
 /// Keys that the specification reserves for itself.
 const RESERVED_PREFIX: &str = "cni.dev/";
+/// What GC is to keep, as the specification calls it.
+const VALID_ATTACHMENTS: &str = "cni.dev/valid-attachments";
+/// The same, as its reference library called it first. It sends both.
+const ATTACHMENTS: &str = "cni.dev/attachments";
 
 /// Capabilities that would change what is made. Ignoring them would break a promise that the runtime made to the pod.
 const REFUSED_CAPABILITIES: [&str; 6] = ["bandwidth", "ips", "ipRanges", "mac", "infinibandGUID", "deviceID"];
@@ -33,6 +37,7 @@ pub(crate) fn plugin_info() -> PluginInfo {
 /// What this plugin takes from the configuration.
 #[derive(Debug)]
 pub(crate) struct Config {
+    pub(crate) network: String,
     pub(crate) agent_socket: PathBuf,
     pub(crate) state_dir: PathBuf,
     pub(crate) dns: Option<Dns>,
@@ -54,11 +59,27 @@ impl Config {
             refuse_unsupported(&raw, command)?;
         }
         Ok(Self {
+            network: raw.name.clone(),
             agent_socket: path(&raw, AGENT_SOCKET, DEFAULT_AGENT_SOCKET)?,
             state_dir: path(&raw, STATE_DIR, DEFAULT_STATE_DIR)?,
             dns: raw.dns,
             prev_result: raw.prev_result,
         })
+    }
+
+    /// What GC is to keep, of the configuration `json`: all that either key names. Without both it is not known what to keep.
+    pub(crate) fn valid_attachments(json: &[u8]) -> Result<Vec<GcAttachment>, CniError> {
+        let raw: NetConf = serde_json::from_slice(json).map_err(CniError::Decode)?;
+        let other = match raw.custom.get(ATTACHMENTS) {
+            None | Some(Value::Null) => None,
+            Some(list) => Some(serde_json::from_value(list.clone()).map_err(CniError::Decode)?),
+        };
+        if raw.valid_attachments.is_none() && other.is_none() {
+            return Err(CniError::Config(format!(
+                "GC needs {VALID_ATTACHMENTS}, the attachments to keep; without it nothing is released"
+            )));
+        }
+        Ok([raw.valid_attachments, other].into_iter().flatten().flatten().collect())
     }
 }
 
@@ -154,6 +175,31 @@ mod tests {
             let text = error.to_string();
             assert!(text.contains(key) && text.contains(value), "{text}");
             read(extra, Cmd::Del).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_gc_keeps_is_what_either_key_names_and_never_everything_by_mistake() {
+        let kept = |extra: &str| {
+            let json = format!(r#"{{"cniVersion":"1.1.0","name":"n","type":"mesh-cni"{extra}}}"#);
+            Config::valid_attachments(json.as_bytes())
+                .map(|kept| kept.into_iter().map(|a| a.container_id).collect::<Vec<_>>())
+        };
+        let (a, b) = (r#"[{"containerID":"a","ifname":"eth0"}]"#, r#"[{"containerID":"b","ifname":"eth0"}]"#);
+        for (valid, other, expected) in
+            [(a, "null", vec!["a"]), ("null", b, vec!["b"]), (a, b, vec!["a", "b"]), ("[]", "null", vec![])]
+        {
+            let extra = format!(r#","{VALID_ATTACHMENTS}":{valid},"{ATTACHMENTS}":{other}"#);
+            assert_eq!(kept(&extra).unwrap(), expected, "{extra}");
+        }
+        assert_eq!(kept("").unwrap_err().code(), 7);
+        for null in [VALID_ATTACHMENTS, ATTACHMENTS] {
+            assert_eq!(kept(&format!(r#","{null}":null"#)).unwrap_err().code(), 7);
+        }
+        for wrong in [r#"{}"#, r#""a""#, r#"[{"containerID":"a"}]"#, "[1]", "[null]"] {
+            for key in [VALID_ATTACHMENTS, ATTACHMENTS] {
+                assert_eq!(kept(&format!(r#","{key}":{wrong}"#)).unwrap_err().code(), 6, "{key} {wrong}");
+            }
         }
     }
 

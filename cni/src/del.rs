@@ -30,7 +30,7 @@ async fn release(target: &Target, config: &Config, warnings: &mut Vec<String>) -
     let agent = Agent::new(&config.agent_socket);
     match agent.release(target).await {
         Ok(()) => return note::remove(&config.state_dir, target),
-        Err(error @ CniError::AgentUnreachable { .. }) => {
+        Err(error @ (CniError::AgentUnreachable { .. } | CniError::TryAgain { .. })) => {
             warnings.push(format!("{error}; left a note for it"))
         }
         Err(error) => return Err(error),

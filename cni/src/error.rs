@@ -54,6 +54,14 @@ pub enum CniError {
         /// Its words.
         reason: String,
     },
+    /// The agent cannot do it now.
+    #[error("mesh-agent cannot {action} now: {reason}")]
+    TryAgain {
+        /// What was asked.
+        action: &'static str,
+        /// Its words.
+        reason: String,
+    },
     /// The agent's answer makes no sense.
     #[error("mesh-agent answered with an invalid {field}: {value:?}")]
     AgentAnswer {
@@ -101,9 +109,17 @@ pub enum CniError {
     /// STATUS: ADD cannot be served.
     #[error("{0}")]
     NotReady(String),
-    /// A command of the protocol that is not there yet.
-    #[error("CNI_COMMAND {0} is not supported yet")]
-    NotSupportedYet(&'static str),
+    /// STATUS: ADD cannot be served, and pods that are attached may be cut off.
+    #[error("the node's datapath is not complete: {0}")]
+    DatapathLost(String),
+    /// GC could not release all that it should.
+    #[error("GC: {} of {wanted} attachments could not be released: {}", failed.len(), failed.join("; "))]
+    Gc {
+        /// How many were to be released.
+        wanted: usize,
+        /// Each that was not, and why.
+        failed: Vec<String>,
+    },
 }
 
 impl CniError {
@@ -112,17 +128,19 @@ impl CniError {
         match self {
             Self::Protocol(error) => error.into(),
             Self::UnsupportedKey { .. } => 2,
-            Self::Environment(_) | Self::NotSupportedYet(_) => 4,
+            Self::Environment(_) => 4,
             Self::Stdin(_) | Self::Note(_) => 5,
             Self::Decode(_) => 6,
             Self::Config(_) => 7,
             Self::NetNs(_) => 8,
-            Self::AgentUnreachable { .. } | Self::TooManyNotes { .. } => 11,
+            Self::AgentUnreachable { .. } | Self::TryAgain { .. } | Self::TooManyNotes { .. } => 11,
             Self::NotReady(_) => 50,
+            Self::DatapathLost(_) => 51,
             Self::InterfaceExists { .. } | Self::HostInterfaceExists(_) => 100,
             Self::AgentRefused { .. } | Self::AgentAnswer { .. } => 101,
             Self::Kernel(_) | Self::System { .. } => 102,
             Self::Check(_) => 103,
+            Self::Gc { .. } => 104,
         }
     }
 }

@@ -13,6 +13,7 @@ mod check;
 mod config;
 mod del;
 mod error;
+mod gc;
 mod note;
 mod pod;
 mod protocol;

@@ -12,7 +12,7 @@ use crate::agent::Agent;
 use crate::config::{Config, plugin_info};
 use crate::error::CniError;
 use crate::request::Environment;
-use crate::{add, check, del};
+use crate::{add, check, del, gc};
 
 /// Longest configuration in bytes. The largest part is `prevResult`, a few kilobytes.
 const MAX_CONFIG: u64 = 1 << 20;
@@ -20,7 +20,7 @@ const MAX_CONFIG: u64 = 1 << 20;
 /// What the process prints, and how it exits.
 #[derive(Debug, Default)]
 pub struct Output {
-    /// Result or error as JSON; empty for a successful DEL, CHECK and STATUS.
+    /// Result or error as JSON; empty for a successful DEL, CHECK, GC and STATUS.
     pub stdout: String,
     /// For people, on stderr.
     pub warnings: Vec<String>,
@@ -77,12 +77,14 @@ fn dispatch(
         }
         Cmd::Status => {
             let config = Config::read(&read(stdin)?, command, version)?;
-            let ask = async { Agent::new(&config.agent_socket).status().await };
+            let ask = async { Agent::new(&config.agent_socket).ready().await };
             runtime()?.block_on(ask).map(|()| String::new())
         }
         Cmd::Gc => {
-            Config::read(&read(stdin)?, command, version)?;
-            Err(CniError::NotSupportedYet("GC"))
+            let json = read(stdin)?;
+            let config = Config::read(&json, command, version)?;
+            let valid = Config::valid_attachments(&json)?;
+            runtime()?.block_on(gc::gc(&config, &valid, warnings)).map(|()| String::new())
         }
     }
 }

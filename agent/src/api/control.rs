@@ -77,7 +77,7 @@ impl api::agent::control_server::Control for Service {
     }
 }
 
-fn problem(problem: &policy::Problem) -> Problem {
+pub(super) fn problem(problem: &policy::Problem) -> Problem {
     Problem { r#where: problem.location.clone(), message: problem.message.clone() }
 }
 

@@ -42,6 +42,9 @@ pub struct Allocation {
     pub pod_name: String,
     /// Uid of the pod; empty if the runtime did not say.
     pub pod_uid: String,
+    /// Name of the network in the plugin's configuration; empty: journals of before do not say it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub network: String,
     /// The later it was made, the higher. Given by the journal; journals of before have 0.
     #[serde(default)]
     pub number: u64,

@@ -155,6 +155,7 @@ pub(crate) fn allocation(container: &str, address: &str) -> Allocation {
         pod_namespace: "default".to_owned(),
         pod_name: container.to_owned(),
         pod_uid: String::new(),
+        network: "pods".to_owned(),
         number: 0,
         veth: None,
     }

@@ -58,6 +58,12 @@ impl NodeNetwork {
         Ok(true)
     }
 
+    /// Whether the table is missing, or another one than was last put in place.
+    pub(super) async fn has_lost_firewall(&self) -> Result<bool, FirewallError> {
+        let Some((script, listing)) = &self.firewall.applied else { return Ok(true) };
+        Ok(*script != self.script() || list().await?.as_ref() != Some(listing))
+    }
+
     fn script(&self) -> String {
         let pod_network = self.config.pod_network;
         let ranges = set(self.pod_sources());

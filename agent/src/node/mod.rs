@@ -5,6 +5,7 @@
 mod cleanup;
 mod firewall;
 mod keep;
+mod lost;
 mod own;
 mod settings;
 mod wanted;

@@ -23,6 +23,8 @@ const POD_OBJECT_LIMIT: Duration = Duration::from_secs(2);
 const GATEWAY: &str = "169.254.1.1";
 /// Longest container ID: runtimes use 64 hex digits; the file name of a note must hold it.
 const MAX_CONTAINER_ID: usize = 200;
+/// Longest name of a network: it is written with each allocation. Configurations have a word or two.
+const MAX_NETWORK: usize = 255;
 /// The kernel's limit on names of devices.
 const MAX_INTERFACE: usize = 15;
 
@@ -85,6 +87,8 @@ pub struct AllocateRequest {
     pub pod: PodName,
     /// Its uid, likewise.
     pub pod_uid: String,
+    /// Name of the network in the plugin's configuration.
+    pub network: String,
 }
 
 /// What an attachment gets.
@@ -121,6 +125,7 @@ impl<S: Source> Reconciler<S> {
     pub(super) async fn allocate(&mut self, request: AllocateRequest) -> Result<Allocated, CniError> {
         check_key(&request.key)?;
         check_pod(&request.pod)?;
+        check_network(&request.network)?;
         // A release that could not be told concerns the attachment of this name before this one.
         self.honour_release_notes().await;
         let Some(network) = &self.network else { return Err(self.not_ready()) };
@@ -148,11 +153,12 @@ impl<S: Source> Reconciler<S> {
             self.dirty = true;
             tracing::info!(key = %request.key, pod = %request.pod, %address, "allocated");
         }
+        self.gone.add_begins(&request.key, Instant::now());
         self.announce_pod(&request.pod);
         Ok(Allocated { address, gateway: GATEWAY, mtu, host_interface })
     }
 
-    fn not_ready(&self) -> CniError {
+    pub(super) fn not_ready(&self) -> CniError {
         let name = &self.config.node_name;
         CniError::NotReady(match self.problems.node.first() {
             Some(Problem { location, message }) => format!("{location}: {message}"),
@@ -182,6 +188,7 @@ impl<S: Source> Reconciler<S> {
             pod_namespace: request.pod.namespace.clone(),
             pod_name: request.pod.name.clone(),
             pod_uid: request.pod_uid.clone(),
+            network: request.network.clone(),
             number: 0,
             veth: None,
         })
@@ -220,6 +227,7 @@ impl<S: Source> Reconciler<S> {
         if attached != known {
             block_in_place(|| self.journal.allocate(attached))?;
         }
+        self.gone.forget(&request.key);
         tracing::info!(key = %request.key, address = %known.address, device = known.host_interface, "attached");
         Ok((known.address, request.veth, !known.pod_name.is_empty()))
     }
@@ -249,6 +257,7 @@ impl<S: Source> Reconciler<S> {
         self.datapath.detach(&known.host_interface)?;
         self.datapath.maps.remove_endpoint(known.address)?;
         block_in_place(|| self.journal.release(known.address))?;
+        self.gone.forget(key);
         if let Some(pool) = &mut self.pool {
             pool.give_back(known.address, self.journal.clock().now_ms());
         }
@@ -269,6 +278,17 @@ impl<S: Source> Reconciler<S> {
     }
 }
 
+impl<S: Source> Reconciler<S> {
+    /// The attachments that were made for a network. Those of which it is not known belong to none.
+    pub(super) fn attachments(&self, network: &str) -> Result<Vec<AttachmentKey>, CniError> {
+        if network.is_empty() {
+            return Err(CniError::Invalid { field: "network", value: network.to_owned() });
+        }
+        let allocations = self.journal.contents().allocations.values();
+        Ok(allocations.filter(|known| known.network == network).map(|known| known.key.clone()).collect())
+    }
+}
+
 fn check_key(key: &AttachmentKey) -> Result<(), CniError> {
     let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
     let container = &key.container_id;
@@ -279,6 +299,15 @@ fn check_key(key: &AttachmentKey) -> Result<(), CniError> {
     let bad = |b: u8| b == b'/' || b == b':' || b.is_ascii_whitespace() || b == 0;
     if interface.is_empty() || interface.len() > MAX_INTERFACE || interface.bytes().any(bad) {
         return Err(CniError::Invalid { field: "interface", value: interface.clone() });
+    }
+    Ok(())
+}
+
+/// It is kept in the journal. Plugins of before do not say it.
+fn check_network(network: &str) -> Result<(), CniError> {
+    let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+    if network.len() > MAX_NETWORK || !network.bytes().all(fits) {
+        return Err(CniError::Invalid { field: "network", value: network.to_owned() });
     }
     Ok(())
 }

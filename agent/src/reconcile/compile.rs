@@ -70,7 +70,8 @@ impl<S: Source> Reconciler<S> {
     }
 
     /// Lets everybody see the state.
-    pub(super) fn publish_view(&self) {
+    pub(super) fn publish_view(&mut self) {
+        let readiness = self.readiness();
         let mut problems: Vec<Problem> = Vec::new();
         problems.extend(self.problems.start.iter().cloned());
         match &self.records {
@@ -100,6 +101,7 @@ impl<S: Source> Reconciler<S> {
             compiled: newest.number,
             records: self.records.clone(),
             problems,
+            readiness,
             proxies: self
                 .proxies
                 .values()

@@ -48,7 +48,7 @@ impl<S: Source> Reconciler<S> {
             .collect();
     }
 
-    fn read_maps_again(&mut self) {
+    pub(super) fn read_maps_again(&mut self) {
         match block_in_place(|| Installed::read(&self.datapath.maps)) {
             Ok((installed, _)) => self.installed = installed,
             Err(error) => tracing::error!(%error, "maps cannot be read"),

@@ -5,13 +5,16 @@
 //! -> send N to the proxy -> its acknowledgement, at most [`ACK_LIMIT`] -> the maps ([`flip`]).
 
 mod announce;
+mod check;
 mod cni;
 mod compile;
 mod flip;
+mod gone;
 mod judges;
 mod news;
 mod node;
 mod peers;
+mod ready;
 mod setup;
 mod silence;
 mod view;
@@ -39,13 +42,16 @@ use crate::publisher::Publisher;
 use crate::source::{NodeStatus, Records, Source};
 
 use self::cni::Waiter;
+use self::gone::Gone;
 use self::judges::Judge;
 use self::news::Proxy;
 use self::node::Keeping;
 use self::silence::Voice;
 
+pub use self::check::CheckRequest;
 pub use self::cni::{AllocateRequest, Allocated, AttachRequest, CniError, Reply};
 pub use self::news::{ConnectionId, ProxyNews, Request, TunnelNews};
+pub use self::ready::Readiness;
 pub use self::view::{AttachedPod, ProxyState, View};
 
 /// Requests that wait for the task. Each has a caller that waits for its answer; more callers than pods of a node is a
@@ -132,6 +138,7 @@ pub struct Reconciler<S: Source> {
 
     network: Option<NodeNetwork>,
     keeping: Keeping,
+    gone: Gone,
     datapath: Datapath,
     installed: Installed,
     origins: Arc<Mutex<Origins>>,
@@ -203,7 +210,9 @@ impl<S: Source> Reconciler<S> {
             return Ok(());
         }
         let now = Instant::now();
-        if self.keeping.retry_at.is_some_and(|at| at <= now) {
+        if self.keeping.retry_at.is_some_and(|at| at <= now)
+            || self.gone.next_due().is_some_and(|at| at <= now)
+        {
             self.keep_node(true).await;
         }
         if self.retry_at.is_some_and(|at| at <= now) {
@@ -250,7 +259,7 @@ impl<S: Source> Reconciler<S> {
         // One that has passed waits for something else.
         let waiter =
             self.waiters.iter().map(|waiter| waiter.deadline).filter(|deadline| *deadline > now).min();
-        [pending, waiter, self.retry_at, self.keeping.retry_at]
+        [pending, waiter, self.retry_at, self.keeping.retry_at, self.gone.next_due()]
             .into_iter()
             .flatten()
             .min()

@@ -8,7 +8,7 @@ use policy::Snapshot;
 use super::judges::Judge;
 use super::silence::Voice;
 use super::view::ProxyState;
-use super::{AllocateRequest, Allocated, AttachRequest, Reconciler, Reply};
+use super::{AllocateRequest, Allocated, AttachRequest, CheckRequest, Reconciler, Reply};
 use crate::journal::AttachmentKey;
 use crate::names;
 use crate::source::{Announcement, NodeStatus, Source};
@@ -27,6 +27,10 @@ pub enum Request {
     Attach(AttachRequest, Reply<u64>),
     /// The end of both; answered with whether there was one.
     Release(AttachmentKey, Reply<bool>),
+    /// What an attachment has lost.
+    Check(CheckRequest, Reply<Vec<String>>),
+    /// The attachments of the network with this name.
+    Attachments(String, Reply<Vec<AttachmentKey>>),
     /// Of a proxy.
     Proxy(ConnectionId, ProxyNews),
     /// Of a tunnel.
@@ -72,6 +76,13 @@ impl<S: Source> Reconciler<S> {
                 let _ = reply.send(answer);
             }
             Request::Look => self.tick().await,
+            Request::Check(request, reply) => {
+                let answer = self.check(request).await;
+                let _ = reply.send(answer);
+            }
+            Request::Attachments(network, reply) => {
+                let _ = reply.send(self.attachments(&network));
+            }
             Request::Proxy(id, ProxyNews::Ack(ack)) => self.proxy_ack(id, ack),
             Request::Proxy(id, ProxyNews::Gone) => {
                 if let Some(gone) = self.proxies.remove(&id) {

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
 use std::sync::Arc;
 
 use api::agent::{Peer, PeerSet};
@@ -42,6 +41,8 @@ pub(super) struct Keeping {
     problems: Vec<Problem>,
     /// Devices whose queues packets must pass: bandwidth limits, set by a plugin that runs after ours.
     pub(super) shaped: BTreeSet<u32>,
+    /// What of the datapath it could not make.
+    pub(super) lost: Vec<Problem>,
 }
 
 impl<S: Source> Reconciler<S> {
@@ -79,7 +80,7 @@ impl<S: Source> Reconciler<S> {
         Ok(true)
     }
 
-    fn node_problem(&self, message: &str) -> Problem {
+    pub(super) fn node_problem(&self, message: &str) -> Problem {
         Problem { location: format!("Node {}", self.config.node_name), message: message.to_owned() }
     }
 
@@ -172,20 +173,26 @@ impl<S: Source> Reconciler<S> {
         self.attach_node(network, &mut outcome);
         // What a single pod lacks keeps no other pod from starting.
         let mut of_pods = Outcome::default();
-        let links = network.links().await;
-        let links = links.unwrap_or_else(|error| {
-            outcome.failed.push(error.to_string());
-            Vec::new()
-        });
+        let links = match network.links().await {
+            Ok(links) => {
+                if self.keeping.swept || outcome.failed.is_empty() {
+                    let start = !self.keeping.swept;
+                    self.release_what_is_gone(network, &links, start, &mut of_pods).await;
+                    self.keeping.swept |= of_pods.failed.is_empty();
+                }
+                links
+            }
+            // Without the list no device is known to be missing.
+            Err(error) => {
+                outcome.failed.push(error.to_string());
+                Vec::new()
+            }
+        };
         if !links.is_empty() {
             let namespaces: BTreeMap<u32, u32> =
                 links.iter().filter_map(|link| Some((link.index, link.peer_namespace?))).collect();
             self.stale |= self.keeping.namespaces != namespaces;
             self.keeping.namespaces = namespaces;
-        }
-        if !self.keeping.swept && outcome.failed.is_empty() {
-            self.release_what_is_gone(&links, &mut of_pods).await;
-            self.keeping.swept = of_pods.failed.is_empty();
         }
         match network.devices_with_queues().await {
             Ok(shaped) if shaped != self.keeping.shaped => {
@@ -195,11 +202,14 @@ impl<S: Source> Reconciler<S> {
             Ok(_) => {}
             Err(error) => outcome.failed.push(error.to_string()),
         }
+        let unreleased = of_pods.failed.len();
         let pods = self.attach_pods(network, &links, &mut of_pods).await;
         let attached = self.pinned_links();
         let anew = attached.into_iter().filter(|(name, inode)| pins.get(name) != Some(inode));
         outcome.made.extend(anew.map(|(name, _)| format!("program {}", name.display())));
         outcome.extend(network.ensure_ways(&pods).await);
+        let lost = outcome.failed.iter().chain(&of_pods.failed[unreleased..]);
+        self.keeping.lost = lost.map(|error| self.node_problem(error)).collect();
         let mut problems = Vec::new();
         if self.pool.is_none() && outcome.failed.is_empty() {
             match self.open_pool(network, &mut problems).await {
@@ -307,33 +317,6 @@ impl<S: Source> Reconciler<S> {
         let entries = std::fs::read_dir(self.config.pin_dir.join("links"));
         let entries = entries.into_iter().flatten().flatten();
         entries.filter_map(|entry| Some((entry.file_name(), entry.metadata().ok()?.ino()))).collect()
-    }
-
-    /// Allocations whose device or namespace is gone have nobody to release them; of the others the number of the device
-    /// may have changed.
-    async fn release_what_is_gone(&mut self, links: &[Link], outcome: &mut Outcome) {
-        let allocations: Vec<Allocation> = self.journal.contents().allocations.values().cloned().collect();
-        for mut allocation in allocations {
-            let key = allocation.key.clone();
-            let link = links.iter().find(|link| link.name == allocation.host_interface);
-            match (link, &mut allocation.veth) {
-                (None, veth) if veth.is_some() || !Path::new(&allocation.netns).exists() => {
-                    tracing::info!(%key, address = %allocation.address, "its pod is gone");
-                    let released = self.release(&key).await.map(|_| false);
-                    outcome.note(
-                        "",
-                        released.map_err(|error| format!("{key} is gone but not released: {error}")),
-                    );
-                }
-                (Some(link), Some(veth)) if veth.host_ifindex != link.index => {
-                    veth.host_ifindex = link.index;
-                    let recorded = block_in_place(|| self.journal.allocate(allocation));
-                    self.stale = true;
-                    outcome.note("", recorded.map(|()| false));
-                }
-                _ => {}
-            }
-        }
     }
 
     async fn open_pool(&self, network: &NodeNetwork, problems: &mut Vec<Problem>) -> Result<Pool, NodeError> {

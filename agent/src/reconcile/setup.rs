@@ -10,6 +10,7 @@ use policy::{Problem, Snapshot};
 use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
 
+use super::gone::Gone;
 use super::judges::Judge;
 use super::node::Keeping;
 use super::silence::Voice;
@@ -78,6 +79,7 @@ impl<S: Source> Reconciler<S> {
             unused_number: None,
             network: None,
             keeping: Keeping::default(),
+            gone: Gone::default(),
             datapath,
             installed,
             origins,

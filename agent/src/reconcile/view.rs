@@ -6,6 +6,7 @@ use std::sync::Arc;
 use api::agent::TunnelReport;
 use policy::{Problem, Snapshot};
 
+use super::Readiness;
 use crate::source::{PodName, Records};
 
 /// The agent's state at one moment.
@@ -25,6 +26,8 @@ pub struct View {
     pub tunnel: Option<TunnelReport>,
     /// It is connected and silent.
     pub tunnel_hung: bool,
+    /// Whether pods can be attached.
+    pub readiness: Readiness,
     /// Pods attached here.
     pub attached: Vec<AttachedPod>,
 }

@@ -229,6 +229,7 @@ impl Node {
             pod_namespace: "default".into(),
             pod_name: pod.into(),
             pod_uid: String::new(),
+            network: "pods".into(),
         };
         Ok(self.cni().allocate(request).await?.into_inner())
     }
@@ -268,6 +269,13 @@ impl Node {
             host_mac: vec![2, 0, 0, 0, 0, 2],
         };
         Ok(self.cni().attach(request).await?.into_inner().snapshot)
+    }
+
+    /// Ends the network namespace of a pod, as if nothing had been told.
+    pub(crate) fn end(&mut self, container: &str) {
+        let path = self.namespace_path.with_extension(container);
+        NetNs::delete(&path).unwrap();
+        self.pods.retain(|pod| *pod != path);
     }
 
     pub(crate) async fn release(&self, container: &str) -> bool {

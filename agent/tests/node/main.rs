@@ -6,3 +6,4 @@ mod fixture;
 mod lifecycle;
 mod repair;
 mod streams;
+mod verbs;

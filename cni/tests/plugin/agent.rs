@@ -6,11 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use api::agent::cni_server::{Cni, CniServer};
-use api::agent::control_server::{Control, ControlServer};
 use api::agent::{
-    AllocateRequest, AllocateResponse, AttachRequest, AttachResponse, Attachment, EndpointsRequest,
-    EndpointsResponse, ExplainRequest, ExplainResponse, PoliciesRequest, PoliciesResponse, ReleaseRequest,
-    ReleaseResponse, StatusRequest, StatusResponse,
+    AllocateRequest, AllocateResponse, AttachRequest, AttachResponse, Attachment, AttachmentsRequest,
+    AttachmentsResponse, CheckRequest, CheckResponse, ReadyRequest, ReadyResponse, ReleaseRequest,
+    ReleaseResponse,
 };
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -27,10 +26,19 @@ pub(crate) struct Journal {
     /// Attached, in order.
     pub(crate) attached: Vec<AttachRequest>,
     pub(crate) allocated: Vec<AllocateRequest>,
+    /// Attachment -> name of its network.
+    pub(crate) networks: BTreeMap<Key, String>,
+    pub(crate) checked: Vec<CheckRequest>,
+    /// What CHECK is told.
+    pub(crate) lost: Vec<String>,
+    /// What STATUS is told.
+    pub(crate) ready: ReadyResponse,
     pub(crate) releases: usize,
     pub(crate) refuse_allocate: bool,
     pub(crate) refuse_attach: bool,
     pub(crate) refuse_release: bool,
+    /// The release of this container is refused.
+    pub(crate) refuse_release_of: String,
     next: u8,
 }
 
@@ -51,9 +59,7 @@ impl Agent {
         let service = Service(journal);
         let listener = runtime.block_on(async { UnixListener::bind(socket).unwrap() });
         runtime.spawn(async move {
-            let server = tonic::transport::Server::builder()
-                .add_service(CniServer::new(service.clone()))
-                .add_service(ControlServer::new(service));
+            let server = tonic::transport::Server::builder().add_service(CniServer::new(service));
             server.serve_with_incoming(UnixListenerStream::new(listener)).await.unwrap();
         });
         Self { runtime: Some(runtime) }
@@ -90,6 +96,7 @@ impl Cni for Service {
             return Err(Status::resource_exhausted("the pod range 10.1.0.0/24 is used up"));
         }
         let key = key(request.attachment);
+        journal.networks.insert(key.clone(), request.network);
         let next = journal.next + 1;
         let number = *journal.allocations.entry(key.clone()).or_insert(next);
         journal.next = journal.next.max(number);
@@ -113,29 +120,38 @@ impl Cni for Service {
     async fn release(&self, request: Request<ReleaseRequest>) -> Result<Response<ReleaseResponse>, Status> {
         let mut journal = self.0.lock().unwrap();
         journal.releases += 1;
-        if journal.refuse_release {
+        let key = key(request.into_inner().attachment);
+        if journal.refuse_release || journal.refuse_release_of == key.0 {
             return Err(Status::internal("the journal cannot be written"));
         }
-        let existed = journal.allocations.remove(&key(request.into_inner().attachment)).is_some();
+        journal.networks.remove(&key);
+        let existed = journal.allocations.remove(&key).is_some();
         Ok(Response::new(ReleaseResponse { existed }))
     }
-}
 
-#[tonic::async_trait]
-impl Control for Service {
-    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        Ok(Response::new(StatusResponse::default()))
+    async fn check(&self, request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
+        let mut journal = self.0.lock().unwrap();
+        journal.checked.push(request.into_inner());
+        Ok(Response::new(CheckResponse { lost: journal.lost.clone() }))
     }
 
-    async fn endpoints(&self, _: Request<EndpointsRequest>) -> Result<Response<EndpointsResponse>, Status> {
-        Err(Status::unimplemented(""))
+    async fn ready(&self, _: Request<ReadyRequest>) -> Result<Response<ReadyResponse>, Status> {
+        Ok(Response::new(self.0.lock().unwrap().ready.clone()))
     }
 
-    async fn policies(&self, _: Request<PoliciesRequest>) -> Result<Response<PoliciesResponse>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    async fn explain(&self, _: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
-        Err(Status::unimplemented(""))
+    async fn attachments(
+        &self,
+        request: Request<AttachmentsRequest>,
+    ) -> Result<Response<AttachmentsResponse>, Status> {
+        let network = request.into_inner().network;
+        let journal = self.0.lock().unwrap();
+        let of_network = journal.networks.iter().filter(|(_, of)| **of == network);
+        let attachments = of_network
+            .map(|((container, interface), _)| Attachment {
+                container_id: container.clone(),
+                interface: interface.clone(),
+            })
+            .collect();
+        Ok(Response::new(AttachmentsResponse { attachments }))
     }
 }

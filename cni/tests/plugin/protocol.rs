@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::agent::host_interface;
 use crate::node::{Node, Pod, Run, ask_in, plain_file};
-use host::netlink::{LinkChange, Route, TABLE_MAIN};
+use host::netlink::{LinkChange, Mac, Route, TABLE_MAIN};
 use serde_json::{Value, json};
 
 /// A variable of the environment and its value.
@@ -111,7 +111,7 @@ fn an_error_carries_the_version_of_the_configuration() {
     let run = node.add(&pod);
     assert_eq!(run.json()["cniVersion"], "0.4.0");
     let (code, message) = run.error();
-    assert_eq!(code, 101);
+    assert_eq!(code, 11, "addresses come back: the runtime is to try again");
     assert!(message.contains("used up"), "{message}");
 }
 
@@ -158,7 +158,7 @@ fn an_interface_that_exists_is_an_error_and_stays() {
 #[test]
 fn check_finds_what_is_lost() {
     let Some(mut node) = Node::new() else { return };
-    let losses: [(&str, Loss<'_>); 6] = [
+    let losses: [(&str, Loss<'_>); 10] = [
         ("address", &|_, pod| {
             ask_in(pod.namespace(), |netlink| async move {
                 let eth0 = netlink.link("eth0").await.unwrap().unwrap().index;
@@ -190,6 +190,30 @@ fn check_finds_what_is_lost() {
                 assert!(netlink.delete_route(pods.unwrap()).await.unwrap());
             });
         }),
+        ("the pod has lost its neighbour 169.254.1.1", &|_, pod| {
+            ask_in(pod.namespace(), |netlink| async move {
+                let eth0 = netlink.link("eth0").await.unwrap().unwrap().index;
+                assert!(netlink.delete_neighbour(eth0, [169, 254, 1, 1].into()).await.unwrap());
+            });
+        }),
+        ("the node has lost its neighbour 10.1.0.", &|node, _| {
+            node.netlink(|netlink| async move {
+                for entry in netlink.neighbours().await.unwrap().iter().filter(|entry| entry.permanent) {
+                    netlink.delete_neighbour(entry.device, entry.address).await.unwrap();
+                }
+            });
+        }),
+        ("the node has lost its neighbour 10.1.0.", &|node, _| {
+            node.netlink(|netlink| async move {
+                let entries = netlink.neighbours().await.unwrap();
+                let entry = entries.iter().find(|entry| entry.permanent).unwrap();
+                netlink.ensure_neighbour(entry.device, entry.address, Mac([2, 0, 0, 0, 0, 9])).await.unwrap();
+            });
+        }),
+        ("from_pod is not attached", &|node, _| {
+            let lost = ["program from_pod is not attached", "no entry in map ENDPOINTS"];
+            node.journal.lock().unwrap().lost = lost.map(str::to_owned).to_vec();
+        }),
         ("eth0", &|_, pod| {
             ask_in(pod.namespace(), |netlink| async move { netlink.delete_link("eth0").await.unwrap() });
         }),
@@ -213,6 +237,13 @@ fn check_finds_what_is_lost() {
         }
         let (code, message) = node.call("CHECK", &pod, &config).error();
         assert!(code == 103 && message.contains(word), "{word}: {message}");
+        let mut journal = node.journal.lock().unwrap();
+        journal.lost.clear();
+        let asked = journal.checked.last().unwrap();
+        let address = config["prevResult"]["ips"][0]["address"].as_str().unwrap();
+        assert_eq!(asked.addresses, [address.trim_end_matches("/32")]);
+        assert_eq!(asked.pod_mac.len(), 6);
+        drop(journal);
         node.del(&pod);
     }
     let pod = Pod::new();
@@ -222,16 +253,85 @@ fn check_finds_what_is_lost() {
 }
 
 #[test]
-fn status_says_whether_add_can_be_served_and_gc_says_that_it_cannot() {
+fn status_says_whether_add_can_be_served_and_keeps_no_verb_from_being_tried() {
     let Some(mut node) = Node::new() else { return };
     let status = |node: &Node| node.run(&[("CNI_COMMAND", "STATUS".to_owned())], &node.config().to_string());
     let ready = status(&node);
     assert!(ready.success && ready.stdout.is_empty(), "{ready:?}");
-    let gc = node.run(&[("CNI_COMMAND", "GC".to_owned())], &node.config().to_string());
-    let (code, message) = gc.error();
-    assert!(code == 4 && message.contains("GC"), "{message}");
+    let problem =
+        |message: &str| api::agent::Problem { r#where: "X".to_owned(), message: message.to_owned() };
+    let (full, gone) = (vec![problem("the range is used up")], vec![problem("no firewall")]);
+    for (refused, lost, code, words) in [
+        (full.clone(), vec![], 50, vec!["used up"]),
+        (vec![], gone.clone(), 51, vec!["no firewall"]),
+        (full, gone, 51, vec!["used up", "no firewall"]),
+    ] {
+        node.journal.lock().unwrap().ready = api::agent::ReadyResponse { refused, lost };
+        expect(&status(&node), code, &words, "STATUS");
+        let pod = Pod::new();
+        assert!(node.add(&pod).success && node.del(&pod).success, "tried whatever STATUS says");
+    }
     node.agent = None;
+    let start = Instant::now();
     assert_eq!(status(&node).error().0, 50);
+    assert!(start.elapsed() < Duration::from_millis(400), "{:?}", start.elapsed());
     node.version = "1.0.0";
     assert_eq!(status(&node).error().0, 1, "STATUS came with 1.1.0");
+}
+
+/// Runs GC for a network with these attachments to keep, under this key.
+fn gc(node: &Node, network: &str, key: &str, keep: &[&Pod]) -> Run {
+    let mut config = node.config();
+    config["name"] = json!(network);
+    let kept = keep.iter().map(|pod| json!({"containerID": pod.id, "ifname": "eth0"}));
+    config[key] = Value::Array(kept.collect());
+    node.run(&[("CNI_COMMAND", "GC".to_owned())], &config.to_string())
+}
+
+/// Whose addresses are taken.
+fn holders(node: &Node) -> Vec<String> {
+    node.journal.lock().unwrap().allocations.keys().map(|(container, _)| container.clone()).collect()
+}
+
+#[test]
+fn gc_releases_what_the_runtime_does_not_name_of_one_network_and_goes_on_after_an_error() {
+    let Some(mut node) = Node::new() else { return };
+    let pods: Vec<Pod> = (0..5).map(|_| Pod::new()).collect();
+    let mut other = node.config();
+    other["name"] = json!("storage");
+    for pod in &pods[..4] {
+        assert!(node.add(pod).success);
+    }
+    assert!(node.call("ADD", &pods[4], &other).success);
+    let before = holders(&node);
+
+    // What to keep is not said: nothing goes.
+    let bare = node.run(&[("CNI_COMMAND", "GC".to_owned())], &node.config().to_string());
+    expect(&bare, 7, &["cni.dev/valid-attachments"], "GC without a list");
+    assert_eq!(holders(&node), before);
+
+    let network = "k8s-cluster-network";
+    node.journal.lock().unwrap().refuse_release_of = pods[0].id.clone();
+    let partly = gc(&node, network, "cni.dev/valid-attachments", &[&pods[2], &pods[3]]);
+    expect(&partly, 104, &["1 of 2", &pods[0].id, "the journal cannot be written"], "GC");
+    assert_eq!(holders(&node), [&pods[0], &pods[2], &pods[3], &pods[4]].map(|pod| pod.id.clone()));
+    node.journal.lock().unwrap().refuse_release_of.clear();
+    for key in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
+        let again = gc(&node, network, key, &[&pods[2], &pods[3]]);
+        assert!(again.success && again.stdout.is_empty(), "{again:?}");
+    }
+    assert_eq!(holders(&node), [&pods[2], &pods[3], &pods[4]].map(|pod| pod.id.clone()));
+    let releases = node.journal.lock().unwrap().releases;
+    assert!(gc(&node, network, "cni.dev/attachments", &[&pods[2], &pods[3]]).success);
+    assert_eq!(node.journal.lock().unwrap().releases, releases, "a second run does nothing");
+
+    assert!(gc(&node, network, "cni.dev/attachments", &[]).success);
+    assert_eq!(holders(&node), [pods[4].id.clone()], "the other network is untouched");
+    assert!(gc(&node, "storage", "cni.dev/attachments", &[]).success);
+    assert!(holders(&node).is_empty());
+
+    node.version = "1.0.0";
+    assert_eq!(gc(&node, network, "cni.dev/attachments", &[]).error().0, 1, "GC came with 1.1.0");
+    (node.version, node.agent) = ("1.1.0", None);
+    assert_eq!(gc(&node, network, "cni.dev/attachments", &[]).error().0, 11);
 }
