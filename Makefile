@@ -5,7 +5,7 @@ BPF_LINKER := $(TOOLS)/bin/bpf-linker
 CARGO_DENY := $(TOOLS)/bin/cargo-deny
 RUST := $(shell sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
 PACKAGES := nftables iproute2 tcpdump curl python3 nginx-light
-TEST_PACKAGES := wireguard-go wireguard-tools iperf3 containernetworking-plugins wrk nghttp2-client
+TEST_PACKAGES := wireguard-go wireguard-tools iperf3 containernetworking-plugins wrk nghttp2-client python3-venv
 export PATH := $(TOOLS)/bin:$(HOME)/.cargo/bin:$(PATH)
 
 .PHONY: demo test lint bench test-long tools test-tools build release check-machine clean
@@ -42,6 +42,7 @@ tools: $(BPF_LINKER)
 
 test-tools:
 	@scripts/debian-packages.sh $(TEST_PACKAGES)
+	@scripts/install-google-re2.sh $(TOOLS)
 
 $(BPF_LINKER): | rust
 	scripts/install-bpf-linker.sh $(TOOLS)
