@@ -138,7 +138,7 @@ impl Context<'_> {
         match (&raw.endpoints, &raw.entities) {
             (None, None) => Some(PeersSpec::Any),
             (Some(selectors), None) => self.endpoints(selectors, &format!("{place}.{side}Endpoints"), reader),
-            (None, Some(names)) => entities(names, &format!("{place}.{side}Entities"), reader),
+            (None, Some(names)) => self.entities(names, &format!("{place}.{side}Entities"), reader),
             (Some(_), Some(_)) => {
                 let message = "cannot be combined with `Endpoints` in one element: write two elements";
                 reader.problem(&format!("{place}.{side}Entities"), message);
@@ -149,15 +149,27 @@ impl Context<'_> {
 
     fn endpoints(&self, list: &[Value], place: &str, reader: &mut Reader<'_>) -> Option<PeersSpec> {
         let mut selectors = Vec::with_capacity(list.len());
+        let mut reserved = Vec::new();
         for (index, value) in list.iter().enumerate() {
             let place = format!("{place}[{index}]");
             let mut selector = Selector::read(value, Dialect::Cilium, &place, reader)?;
+            match selector.reserved() {
+                Ok(None) => {}
+                Ok(Some(identities)) => {
+                    reserved.extend(identities);
+                    continue;
+                }
+                Err(message) => {
+                    reader.problem(&place, message);
+                    return None;
+                }
+            }
             if !self.namespace.is_empty() && !selector.names_namespaces() {
                 selector.require_namespace(self.namespace);
             }
             selectors.push(selector);
         }
-        Some(PeersSpec::Selected { selectors, reserved: Vec::new(), every_pod: false })
+        Some(PeersSpec::Selected { selectors, reserved, every_pod: false })
     }
 
     fn ports(&self, list: &[Value], place: &str, reader: &mut Reader<'_>) -> Option<Vec<PortsSpec>> {
@@ -228,33 +240,36 @@ impl Context<'_> {
         }
         Some(Some(read))
     }
-}
 
-fn entities(names: &[String], place: &str, reader: &mut Reader<'_>) -> Option<PeersSpec> {
-    let (mut reserved, mut every_pod) = (Vec::new(), false);
-    let mut everyone = false;
-    for (index, name) in names.iter().enumerate() {
-        match name.as_str() {
-            "all" => everyone = true,
-            "cluster" => {
-                every_pod = true;
-                reserved.extend([identity::HOST, identity::REMOTE_NODE, identity::UNKNOWN]);
-            }
-            "host" => reserved.push(identity::HOST),
-            "remote-node" => reserved.push(identity::REMOTE_NODE),
-            "world" => reserved.push(identity::WORLD),
-            "none" => {}
-            other => {
-                let message = format!(
-                    "entity `{other}` is not supported yet: write all, cluster, host, remote-node, world or none"
-                );
-                reader.problem(&format!("{place}[{index}]"), message);
-                return None;
+    fn entities(&self, names: &[String], place: &str, reader: &mut Reader<'_>) -> Option<PeersSpec> {
+        let (mut reserved, mut every_pod) = (Vec::new(), false);
+        let mut everyone = false;
+        for (index, name) in names.iter().enumerate() {
+            match name.as_str() {
+                "all" => everyone = true,
+                "cluster" => {
+                    every_pod = true;
+                    reserved.extend([identity::HOST, identity::REMOTE_NODE, identity::UNKNOWN]);
+                }
+                "host" => reserved.push(identity::HOST),
+                "remote-node" => reserved.push(identity::REMOTE_NODE),
+                "world" => reserved.push(identity::WORLD),
+                // Pods that are not known yet: an address that no pod claims may be one of them, and a deny has to hold.
+                "init" | "unmanaged" if self.action == Action::Deny => reserved.push(identity::UNKNOWN),
+                // Cilium's own endpoints, and pods before it knows them: there are none here.
+                "none" | "health" | "ingress" | "init" | "unmanaged" => {}
+                other => {
+                    let message = format!(
+                        "entity `{other}` is not supported yet: write all, cluster, host, remote-node, world or none"
+                    );
+                    reader.problem(&format!("{place}[{index}]"), message);
+                    return None;
+                }
             }
         }
+        if everyone {
+            return Some(PeersSpec::Any);
+        }
+        Some(PeersSpec::Selected { selectors: Vec::new(), reserved, every_pod })
     }
-    if everyone {
-        return Some(PeersSpec::Any);
-    }
-    Some(PeersSpec::Selected { selectors: Vec::new(), reserved, every_pod })
 }

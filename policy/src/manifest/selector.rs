@@ -1,12 +1,13 @@
 //! Label selectors of both policy languages, as one list of requirements on what an identity stands for.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::reader::Reader;
-use crate::identity::IdentityFacts;
+use crate::identity::{self, IdentityFacts, IdentityId};
 
 /// The cluster's name, until there is more than one.
 pub(crate) const CLUSTER: &str = "default";
@@ -42,6 +43,10 @@ enum Key {
     NamespaceLabel(String),
     ServiceAccount,
     Cluster,
+    /// A label of source `reserved`: Cilium gives them to what is no pod, and to pods that there are none of here.
+    Reserved(String),
+    /// A label that no pod has, of this source.
+    Foreign(String),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +59,9 @@ enum Operator {
     Exists,
     DoesNotExist,
 }
+
+/// Sources of labels that Cilium gives to addresses, names and nodes: such selectors are not only about pods.
+const SOURCES_OF_ADDRESSES: [&str; 4] = ["cidr", "cidrgroup", "fqdn", "node"];
 
 /// Which dialect keys are written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,6 +145,35 @@ impl Selector {
         self.requirements.insert(0, Requirement { key: Key::Namespace, operator });
     }
 
+    /// Which of what is no pod it selects, if it asks for a reserved label; an empty list if nothing here has it.
+    /// Err: it may select what is not told apart here.
+    pub(super) fn reserved(&self) -> Result<Option<Vec<IdentityId>>, String> {
+        if let Some(source) = self.requirements.iter().find_map(|requirement| match &requirement.key {
+            Key::Foreign(source) if SOURCES_OF_ADDRESSES.contains(&source.as_str()) => Some(source),
+            _ => None,
+        }) {
+            return Err(format!("label source `{source}` selects no pods, and is not supported yet"));
+        }
+        let about_reserved = |requirement: &&Requirement| matches!(requirement.key, Key::Reserved(_));
+        let Some(first) = self.requirements.iter().find(about_reserved) else { return Ok(None) };
+        let asks = |requirement: &Requirement| !requirement.operator.holds(None);
+        if !self.requirements.iter().filter(about_reserved).any(asks) {
+            return Err(format!("only pods can be selected by {} that they do not have", first.key));
+        }
+        let selected = |name: &str| {
+            self.requirements.iter().all(|requirement| {
+                let has = matches!(&requirement.key, Key::Reserved(label) if label == name);
+                requirement.operator.holds(has.then_some(""))
+            })
+        };
+        if selected("kube-apiserver") {
+            return Err("the API server is not told apart from other addresses yet".to_owned());
+        }
+        let known = [identity::HOST, identity::REMOTE_NODE, identity::WORLD];
+        let is_selected = |id: &IdentityId| identity::reserved_name(*id).is_some_and(selected);
+        Ok(Some(known.into_iter().filter(is_selected).collect()))
+    }
+
     /// Whether it says anything about namespaces itself.
     pub(super) fn names_namespaces(&self) -> bool {
         let about = |key: &Key| matches!(key, Key::Namespace | Key::NamespaceLabel(_));
@@ -162,13 +199,33 @@ impl Selector {
 
 impl Requirement {
     fn holds(&self, facts: &IdentityFacts) -> bool {
-        let value = self.key.value(facts);
-        match &self.operator {
-            Operator::Is(expected) => value == Some(expected),
-            Operator::In(values) => value.is_some_and(|value| values.iter().any(|v| v == value)),
-            Operator::NotIn(values) => value.is_none_or(|value| values.iter().all(|v| v != value)),
-            Operator::Exists => value.is_some(),
-            Operator::DoesNotExist => value.is_none(),
+        self.operator.holds(self.key.value(facts))
+    }
+}
+
+impl Operator {
+    /// Of the value of a label; None: it is not there.
+    fn holds(&self, value: Option<&str>) -> bool {
+        match self {
+            Self::Is(expected) => value == Some(expected),
+            Self::In(values) => value.is_some_and(|value| values.iter().any(|v| v == value)),
+            Self::NotIn(values) => value.is_none_or(|value| values.iter().all(|v| v != value)),
+            Self::Exists => value.is_some(),
+            Self::DoesNotExist => value.is_none(),
+        }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PodLabel(name) => write!(f, "`{name}`"),
+            Self::Namespace => write!(f, "`{NAMESPACE_KEY}`"),
+            Self::NamespaceLabel(name) => write!(f, "`{NAMESPACE_LABELS_PREFIX}{name}`"),
+            Self::ServiceAccount => write!(f, "`{SERVICE_ACCOUNT_KEY}`"),
+            Self::Cluster => write!(f, "`{CLUSTER_KEY}`"),
+            Self::Reserved(name) => write!(f, "`reserved:{name}`"),
+            Self::Foreign(source) => write!(f, "labels of source `{source}`"),
         }
     }
 }
@@ -181,6 +238,7 @@ impl Key {
             Self::NamespaceLabel(name) => facts.namespace_labels.get(name).map(String::as_str),
             Self::ServiceAccount => Some(&facts.service_account),
             Self::Cluster => Some(CLUSTER),
+            Self::Reserved(_) | Self::Foreign(_) => None,
         }
     }
 }
@@ -225,9 +283,8 @@ fn parse_key(key: &str, dialect: Dialect) -> Result<Key, String> {
     let name = match key.split_once(':') {
         None => key,
         Some(("k8s" | "any", name)) => name,
-        Some((source, _)) => {
-            return Err(format!("label source `{source}` is not supported yet: only `k8s:` and `any:` are"));
-        }
+        Some(("reserved", name)) => return Ok(Key::Reserved(name.to_owned())),
+        Some((source, _)) => return Ok(Key::Foreign(source.to_owned())),
     };
     if let Some(label) = name.strip_prefix(NAMESPACE_LABELS_PREFIX) {
         check_key(label)?;
@@ -237,7 +294,8 @@ fn parse_key(key: &str, dialect: Dialect) -> Result<Key, String> {
         NAMESPACE_KEY => Ok(Key::Namespace),
         SERVICE_ACCOUNT_KEY => Ok(Key::ServiceAccount),
         CLUSTER_KEY => Ok(Key::Cluster),
-        name if !is_own_label(name) => Err(format!("`{name}` is not a label that the cluster gives to pods")),
+        // What Cilium may give to pods, and is not given to any here.
+        name if !is_own_label(name) => Ok(Key::Foreign("k8s".to_owned())),
         name => {
             check_key(name)?;
             Ok(Key::PodLabel(name.to_owned()))
