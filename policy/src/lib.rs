@@ -6,6 +6,7 @@
 //! Reading order: [`World`] (input), [`compile()`], [`Ruleset`] (what a policy becomes), [`Snapshot`] (the answers).
 //! What is wrong or not understood denies and is listed as a [`Problem`]; it is never skipped.
 
+mod admission;
 mod compile;
 mod decide;
 pub mod identity;
@@ -18,6 +19,7 @@ mod rules;
 mod snapshot;
 mod world;
 
+pub use admission::{Admitted, Head, HeadProblem, HttpVersion, RequestBody, content_length};
 pub use compile::{Problem, compile};
 pub use decide::{
     ConnectionDecision, DirectionDecision, Flow, RequestDecision, RequestHead, RequestPolicy, Scope, Verdict,

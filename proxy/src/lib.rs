@@ -28,6 +28,5 @@ pub mod refusal;
 pub mod session;
 pub mod slot;
 pub mod store;
-mod target;
 pub mod thread;
 pub mod upstream;

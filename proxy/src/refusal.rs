@@ -1,6 +1,6 @@
 //! Why a request was not forwarded, and what its client is told.
 
-use policy::TargetProblem;
+use policy::{HeadProblem, TargetProblem};
 
 /// A request, or the bytes where one should have been, that is not forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,8 +61,8 @@ impl Refusal {
             Self::Malformed(what) => what,
             Self::TooManyReadings => TargetProblem::TooManyReadings.text(),
             Self::HeadTooLarge => "Request head too large",
-            Self::Expectation => "Unknown expectation",
-            Self::Connect => "CONNECT is not forwarded",
+            Self::Expectation => HeadProblem::Expectation.text(),
+            Self::Connect => HeadProblem::Connect.text(),
             Self::Unreachable => "Upstream unreachable",
             Self::BadGateway => "No response from upstream",
             Self::BadResponse(_) => "Invalid response from upstream",
@@ -98,6 +98,16 @@ impl Refusal {
     /// Whether the client may go on with another request on its connection: only if it is certain where that begins.
     pub const fn keeps_connection(self) -> bool {
         matches!(self, Self::Denied | Self::NoSnapshot)
+    }
+}
+
+impl From<HeadProblem> for Refusal {
+    fn from(problem: HeadProblem) -> Self {
+        match problem {
+            HeadProblem::Malformed(what) => Self::Malformed(what),
+            HeadProblem::Expectation => Self::Expectation,
+            HeadProblem::Connect => Self::Connect,
+        }
     }
 }
 

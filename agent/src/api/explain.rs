@@ -3,10 +3,11 @@
 use std::net::IpAddr;
 
 use api::agent::{DirectionVerdict, ExplainRequest, ExplainResponse, HttpRequest, HttpVerdict};
+use http::header::{CONTENT_TYPE, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use policy::{
-    Direction, DirectionDecision, EndpointPolicy, Flow, Protocol, Readings, RequestHead, Scope, Snapshot,
-    Verdict,
+    Direction, DirectionDecision, EndpointPolicy, Flow, Head, HeadProblem, HttpVersion, Protocol, Readings,
+    RequestHead, Scope, Snapshot, Verdict,
 };
 use tonic::Status;
 
@@ -30,26 +31,31 @@ pub(super) fn explain(snapshot: &Snapshot, request: &ExplainRequest) -> Result<E
     let mut verdict = connection.verdict;
     let (mut egress, mut ingress) = (connection.egress.clone(), connection.ingress.clone());
     let mut http = None;
-    if let (Some(asked), true) = (&request.http, verdict != Verdict::Denied) {
+    if let (Some(asked), Verdict::Allowed) = (&request.http, verdict) {
+        headers(asked)?;
+        let reason = "requests on this connection are not judged; the server answers";
+        http = Some(http_verdict(verdict, 200, reason));
+    }
+    if let (Some(asked), Verdict::Redirected) = (&request.http, verdict) {
         let headers = headers(asked)?;
-        match Readings::of(&asked.path) {
+        let target = admitted(asked, &headers).and_then(|host| match Readings::of(&asked.path) {
+            Ok(target) => Ok((host, target)),
+            Err(problem) => Err(HeadProblem::Malformed(problem.text())),
+        });
+        match target {
             Err(problem) => {
                 verdict = Verdict::Denied;
-                http = Some(http_verdict(Verdict::Denied, 400, problem.text()));
+                let status = u32::from(problem.status().0);
+                http = Some(http_verdict(verdict, status, &format!("{}: no rule is asked", problem.text())));
             }
-            Ok(target) => {
-                let head = RequestHead {
-                    method: &asked.method,
-                    target: &target,
-                    host: &asked.host,
-                    headers: &headers,
-                };
+            Ok((host, target)) => {
+                let head =
+                    RequestHead { method: &asked.method, target: &target, host: &host, headers: &headers };
                 let decision = policy.decide(&head);
-                let judged = verdict == Verdict::Redirected;
                 verdict = decision.verdict;
                 (egress, ingress) = (decision.egress, decision.ingress);
                 let reading = policy.denied_reading(&head).filter(|reading| *reading != asked.path);
-                http = Some(request_verdict(verdict, judged, reading));
+                http = Some(request_verdict(verdict, reading));
             }
         }
     }
@@ -81,6 +87,7 @@ fn endpoint<'a>(
     Ok((endpoint, *address))
 }
 
+/// The fields of the request as HTTP/1.1 sends them; gRPC has its authority elsewhere.
 fn headers(request: &HttpRequest) -> Result<HeaderMap, Status> {
     let mut headers = HeaderMap::new();
     for header in &request.headers {
@@ -88,7 +95,29 @@ fn headers(request: &HttpRequest) -> Result<HeaderMap, Status> {
         let name = HeaderName::from_bytes(header.name.as_bytes()).map_err(|_| wrong())?;
         headers.append(name, HeaderValue::from_str(&header.value).map_err(|_| wrong())?);
     }
+    if version(&headers) == HttpVersion::Http11 && !(request.host.is_empty() && headers.contains_key(HOST)) {
+        let wrong = |_| Status::invalid_argument(format!("host {:?} is no host", request.host));
+        headers.append(HOST, HeaderValue::from_str(&request.host).map_err(wrong)?);
+    }
     Ok(headers)
+}
+
+/// gRPC runs over HTTP/2. Of other requests it is not said.
+fn version(headers: &HeaderMap) -> HttpVersion {
+    let content_type = headers.get(CONTENT_TYPE).map_or(&[][..], HeaderValue::as_bytes);
+    if content_type.starts_with(b"application/grpc") { HttpVersion::Http2 } else { HttpVersion::Http11 }
+}
+
+/// The host of the request, if the proxy would ask any rule about it.
+fn admitted(request: &HttpRequest, headers: &HeaderMap) -> Result<String, HeadProblem> {
+    let version = version(headers);
+    let authority = (version == HttpVersion::Http2).then_some(request.host.as_str());
+    let authority = authority.filter(|host| !host.is_empty() || !headers.contains_key(HOST));
+    let mut head = Head::new(version, &request.method, &request.path).with_authority(authority);
+    for (name, value) in headers {
+        head.field(name.as_str(), value.as_bytes())?;
+    }
+    head.admit().map(|admitted| admitted.host.to_owned())
 }
 
 fn http_verdict(verdict: Verdict, status: u32, reason: &str) -> HttpVerdict {
@@ -96,20 +125,14 @@ fn http_verdict(verdict: Verdict, status: u32, reason: &str) -> HttpVerdict {
 }
 
 /// `reading`: what no rule allows, if that is not the target as it is asked about.
-fn request_verdict(verdict: Verdict, judged: bool, reading: Option<&str>) -> HttpVerdict {
-    match (verdict, judged) {
-        (Verdict::Denied, _) => match reading {
-            Some(reading) => {
-                let reason =
-                    format!("servers may read the path as {reading}, which no rule on requests allows");
-                http_verdict(verdict, 403, &reason)
-            }
-            None => http_verdict(verdict, 403, "no rule on requests allows it"),
-        },
-        (_, true) => http_verdict(verdict, 200, "a rule on requests allows it; the server answers"),
-        (_, false) => {
-            http_verdict(verdict, 200, "requests on this connection are not judged; the server answers")
+fn request_verdict(verdict: Verdict, reading: Option<&str>) -> HttpVerdict {
+    match (verdict, reading) {
+        (Verdict::Denied, None) => http_verdict(verdict, 403, "no rule on requests allows it"),
+        (Verdict::Denied, Some(reading)) => {
+            let reason = format!("servers may read the path as {reading}, which no rule on requests allows");
+            http_verdict(verdict, 403, &reason)
         }
+        _ => http_verdict(verdict, 200, "a rule on requests allows it; the server answers"),
     }
 }
 
@@ -182,7 +205,7 @@ mod tests {
                     "toPorts": [{"ports": [{"port": "80", "protocol": "TCP"}], "rules": {"http": [
                         {"method": "GET", "path": "/a"},
                         {"method": "POST", "path": "/b", "headers": ["X-Key: 1"]},
-                    ]}}],
+                    ]}}, {"ports": [{"port": "81", "protocol": "TCP"}], "rules": {"http": [{}]}}],
                 }],
             },
         });
@@ -246,6 +269,64 @@ mod tests {
         let allowed = reason("client", Some(("POST", "/b")));
         assert!(allowed.contains("CiliumNetworkPolicy production/p ingress[0].http[1]"), "{allowed}");
         assert!(allowed.contains("no policy restricts egress"), "{allowed}");
+    }
+
+    /// The same as the proxy says (`proxy/tests/strict.rs`), from the same functions.
+    #[test]
+    fn a_head_that_the_proxy_refuses_is_denied() {
+        let everything = |method: &str, path: &str, host: &str, headers: &[(&str, &str)]| {
+            let header =
+                |(name, value): &(&str, &str)| Header { name: (*name).into(), value: (*value).into() };
+            let http = HttpRequest {
+                method: method.into(),
+                path: path.into(),
+                host: host.into(),
+                headers: headers.iter().map(header).collect(),
+            };
+            let request = ExplainRequest {
+                from_namespace: "production".into(),
+                from_pod: "client".into(),
+                to_namespace: "production".into(),
+                to_pod: "server".into(),
+                port: 81,
+                protocol: String::new(),
+                http: Some(http),
+            };
+            let answer = explain(&snapshot(), &request).unwrap();
+            (answer.verdict, answer.http.unwrap().status)
+        };
+        let denied = |status| ("denied".to_owned(), status);
+        let allowed = ("allowed".to_owned(), 200);
+        let grpc = ("content-type", "application/grpc");
+        for (method, path, host, headers, expected) in [
+            ("GET", "/a?q=\u{e9}", "server", &[][..], allowed.clone()),
+            ("GET", "/@scope%2fname", "server:81", &[], allowed.clone()),
+            ("GET", "/", "", &[], allowed.clone()),
+            ("GET", "/", "", &[("Host", "server")], allowed.clone()),
+            ("GET", "http://server/a", "server", &[], allowed.clone()),
+            ("OPTIONS", "*", "server", &[], allowed.clone()),
+            ("POST", "/", "server", &[("Expect", "100-continue")], allowed.clone()),
+            ("POST", "/", "server", &[("Transfer-Encoding", "chunked")], allowed.clone()),
+            ("POST", "/s/m", "server", &[grpc], allowed.clone()),
+            ("GET", "/", "user@server", &[], denied(400)),
+            ("GET", "/", "a, b", &[], denied(400)),
+            ("GET", "/", "server", &[("Host", "server")], denied(400)),
+            ("GET", "http://other/a", "server", &[], denied(400)),
+            ("GET", "https://server/a", "server", &[], denied(400)),
+            ("GET", "*", "server", &[], denied(400)),
+            ("GET", "/a b", "server", &[], denied(400)),
+            ("GET", "/a%zz", "server", &[], denied(400)),
+            ("GET", "/../a", "server", &[], denied(400)),
+            ("GE T", "/", "server", &[], denied(400)),
+            ("CONNECT", "server:81", "server", &[], denied(405)),
+            ("POST", "/", "server", &[("Expect", "200-ok")], denied(417)),
+            ("POST", "/", "server", &[("Transfer-Encoding", "gzip, chunked")], denied(400)),
+            ("POST", "/s/m", "server", &[grpc, ("Transfer-Encoding", "chunked")], denied(400)),
+            ("POST", "/", "server", &[("Content-Length", "+3")], denied(400)),
+        ] {
+            let got = everything(method, path, host, headers);
+            assert_eq!(got, expected, "{method} {path} {host} {headers:?}");
+        }
     }
 
     #[test]

@@ -5,13 +5,14 @@ use std::mem::MaybeUninit;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use httparse::{Header, Status};
+use policy::{Head, HttpVersion, RequestBody};
 
 use super::body::Framing;
 use super::fields::{Edits, Hop, Sender, tokens};
 use super::scan::Plausible;
 use crate::gate::Subject;
+use crate::limits;
 use crate::refusal::Refusal;
-use crate::{limits, target};
 
 /// A request head that can be read in one way only.
 #[derive(Debug)]
@@ -47,13 +48,9 @@ impl Plausible for RequestHead {
     }
 }
 
-/// The fields that decide how a request is read.
+/// The fields that decide how a request is forwarded, beside those that every version has.
 #[derive(Default)]
 struct Special<'a> {
-    host: Option<&'a [u8]>,
-    length: Option<&'a [u8]>,
-    coding: Option<&'a [u8]>,
-    expect: Option<&'a [u8]>,
     upgrade: Option<&'a [u8]>,
     te: Option<&'a [u8]>,
     /// Keep-Alive, Proxy-Connection or HTTP2-Settings.
@@ -74,29 +71,30 @@ impl RequestHead {
         let (Some(method), Some(text), Some(minor)) = (request.method, request.path, request.version) else {
             return Err(invalid);
         };
-        if method == "CONNECT" {
-            return Err(Refusal::Connect);
-        }
         let fields = &*request.headers;
         let is_http10 = minor == 0;
-        let special = Special::find(fields)?;
-        let target = target::parse(method, text)?;
-        let host = special.host(&target, is_http10)?;
-        let framing = special.framing(is_http10)?;
+        let mut head =
+            Head::new(if is_http10 { HttpVersion::Http10 } else { HttpVersion::Http11 }, method, text);
+        let special = Special::find(fields, &mut head)?;
+        let admitted = head.admit()?;
+        let framing = match admitted.body {
+            RequestBody::Length(length) => Framing::Length(length),
+            RequestBody::Chunked => Framing::Chunked,
+        };
         let hop = Hop::parse(fields, Sender::Client)?;
         let offers_upgrade = special.is_websocket_offer(&hop, framing, is_http10);
         let (edits, headers) = split(&raw, fields, &special, &hop, offers_upgrade)?;
         Ok(Self {
             method: raw.slice_ref(method.as_bytes()),
             target: raw.slice_ref(text.as_bytes()),
-            path: part(&raw, target.path),
-            host: part(&raw, host),
+            path: part(&raw, admitted.path),
+            host: part(&raw, admitted.host),
             forwarded: edits.apply(raw.clone()),
             headers,
             framing,
             keep_alive: if is_http10 { hop.keep_alive && !hop.close } else { !hop.close },
             is_http10,
-            expects_continue: special.expects_continue()? && !is_http10,
+            expects_continue: admitted.expects_continue,
             offers_upgrade,
         })
     }
@@ -142,16 +140,13 @@ fn text(bytes: &Bytes) -> &str {
 }
 
 impl<'a> Special<'a> {
-    fn find(fields: &[Header<'a>]) -> Result<Self, Refusal> {
+    /// Shows every field to `head`, too.
+    fn find(fields: &[Header<'a>], head: &mut Head<'a>) -> Result<Self, Refusal> {
         let mut special = Self::default();
         for field in fields {
             let place = match field.name.len() {
                 2 if field.name.eq_ignore_ascii_case("te") => &mut special.te,
-                4 if field.name.eq_ignore_ascii_case("host") => &mut special.host,
-                6 if field.name.eq_ignore_ascii_case("expect") => &mut special.expect,
                 7 if field.name.eq_ignore_ascii_case("upgrade") => &mut special.upgrade,
-                14 if field.name.eq_ignore_ascii_case("content-length") => &mut special.length,
-                17 if field.name.eq_ignore_ascii_case("transfer-encoding") => &mut special.coding,
                 10 if field.name.eq_ignore_ascii_case("keep-alive") => {
                     special.connection_only = true;
                     continue;
@@ -164,51 +159,16 @@ impl<'a> Special<'a> {
                     special.connection_only = true;
                     continue;
                 }
-                _ => continue,
+                _ => {
+                    head.field(field.name, field.value)?;
+                    continue;
+                }
             };
             if place.replace(field.value).is_some() {
                 return Err(Refusal::Malformed("Repeated field"));
             }
         }
         Ok(special)
-    }
-
-    /// Exactly one Host in HTTP/1.1 (RFC 9112 section 3.2), and the same as an absolute target's.
-    fn host(&self, target: &target::Target<'a>, is_http10: bool) -> Result<&'a str, Refusal> {
-        let host = match self.host {
-            None if is_http10 => return Ok(target.authority.unwrap_or_default()),
-            None => return Err(Refusal::Malformed("No Host")),
-            Some(host) => std::str::from_utf8(host).map_err(|_| Refusal::Malformed("Invalid Host"))?,
-        };
-        if !target::is_host(host) {
-            return Err(Refusal::Malformed("Invalid Host"));
-        }
-        if target.authority.is_some_and(|authority| !authority.eq_ignore_ascii_case(host)) {
-            return Err(Refusal::Malformed("Target and Host differ"));
-        }
-        Ok(host)
-    }
-
-    /// RFC 9112 section 6.3, without its tolerance: one Content-Length of digits, or chunked and nothing else.
-    fn framing(&self, is_http10: bool) -> Result<Framing, Refusal> {
-        match (self.length, self.coding) {
-            (None, None) => Ok(Framing::Length(0)),
-            (Some(_), Some(_)) => Err(Refusal::Malformed("Content-Length and Transfer-Encoding")),
-            (None, Some(_)) if is_http10 => Err(Refusal::Malformed("Transfer-Encoding in HTTP/1.0")),
-            (None, Some(coding)) if coding.eq_ignore_ascii_case(b"chunked") => Ok(Framing::Chunked),
-            (None, Some(_)) => Err(Refusal::Malformed("Unknown Transfer-Encoding")),
-            (Some(length), None) => content_length(length)
-                .map(Framing::Length)
-                .ok_or(Refusal::Malformed("Invalid Content-Length")),
-        }
-    }
-
-    fn expects_continue(&self) -> Result<bool, Refusal> {
-        match self.expect {
-            None => Ok(false),
-            Some(value) if value.eq_ignore_ascii_case(b"100-continue") => Ok(true),
-            Some(_) => Err(Refusal::Expectation),
-        }
     }
 
     /// Only WebSocket, like Cilium. What follows a switch to HTTP/2 would be requests that nobody judges, so the offer
@@ -225,14 +185,6 @@ impl<'a> Special<'a> {
     fn is_te_trailers(&self) -> bool {
         self.te.is_some_and(|value| value.eq_ignore_ascii_case(b"trailers"))
     }
-}
-
-/// Digits only, at most 2^64 - 1.
-pub(super) fn content_length(value: &[u8]) -> Option<u64> {
-    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    std::str::from_utf8(value).ok()?.parse().ok()
 }
 
 /// What is changed on the way, and the fields that are left: those are judged.

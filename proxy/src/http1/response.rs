@@ -4,10 +4,10 @@ use std::mem::MaybeUninit;
 
 use bytes::Bytes;
 use httparse::{Header, Status};
+use policy::content_length;
 
 use super::body::Framing;
 use super::fields::{Edits, Hop, Sender, tokens};
-use super::head::content_length;
 use super::normal::{self, Fault};
 use super::scan::Plausible;
 use crate::limits;

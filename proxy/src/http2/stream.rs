@@ -2,9 +2,10 @@
 
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
-use http::header::{CONTENT_TYPE, HOST};
+use http::header::CONTENT_TYPE;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use policy::HttpVersion;
 
 use super::Connection;
 use super::exchange::{Early, exchange};
@@ -15,7 +16,6 @@ use crate::limits;
 use crate::live::Wait;
 use crate::record::Running;
 use crate::refusal::Refusal;
-use crate::target;
 use crate::upstream::Connect;
 
 /// Serves one stream to its end.
@@ -57,7 +57,6 @@ impl Head {
         let host = host(&parts);
         let is_grpc = parts.headers.get(CONTENT_TYPE).is_some_and(is_grpc);
         let invalid = match &host {
-            _ if parts.method == Method::CONNECT => Some(Refusal::Connect),
             _ if parts.headers.len() > limits::HEAD_FIELDS => Some(Refusal::HeadTooLarge),
             Err(refusal) => Some(*refusal),
             Ok(_) => None,
@@ -96,27 +95,16 @@ impl Head {
     }
 }
 
-/// `:authority`, or Host without it (RFC 9113 section 8.3.1); both must say the same.
+/// `:authority`, or Host without it.
 fn host(parts: &Parts) -> Result<String, Refusal> {
-    let mut fields = parts.headers.get_all(HOST).iter();
-    let field = fields.next();
-    if fields.next().is_some() {
-        return Err(Refusal::Malformed("Repeated field"));
-    }
-    let field = match field.map(HeaderValue::to_str) {
-        Some(Err(_)) => return Err(Refusal::Malformed("Invalid Host")),
-        Some(Ok(host)) => Some(host),
-        None => None,
-    };
+    let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
     let authority = parts.uri.authority().map(|authority| authority.as_str());
-    let host = match (authority, field) {
-        (Some(authority), Some(host)) if !authority.eq_ignore_ascii_case(host) => {
-            return Err(Refusal::Malformed("Authority and Host differ"));
-        }
-        (Some(host), _) | (None, Some(host)) => host,
-        (None, None) => return Err(Refusal::Malformed("No authority")),
-    };
-    if target::is_host(host) { Ok(host.to_owned()) } else { Err(Refusal::Malformed("Invalid authority")) }
+    let mut head =
+        policy::Head::new(HttpVersion::Http2, parts.method.as_str(), target).with_authority(authority);
+    for (name, value) in &parts.headers {
+        head.field(name.as_str(), value.as_bytes())?;
+    }
+    Ok(head.admit()?.host.to_owned())
 }
 
 /// `application/grpc`, alone or with `+proto` and the like, or parameters.
