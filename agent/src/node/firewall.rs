@@ -16,6 +16,8 @@ use crate::names::HOST_PREFIX;
 
 /// The table; everything in it is ours.
 const TABLE: &str = "inet selvage";
+/// Its name without the family.
+pub(super) const TABLE_NAME: &str = "selvage";
 /// `nft` answers within milliseconds; behind a very large ruleset of others within seconds. Changes of policy wait as long.
 const NFT_LIMIT: Duration = Duration::from_secs(5);
 

@@ -4,6 +4,7 @@
 
 mod cleanup;
 mod firewall;
+mod follow;
 mod keep;
 mod lost;
 mod own;
@@ -23,6 +24,7 @@ use crate::config::Config;
 
 pub use cleanup::cleanup;
 pub use firewall::FirewallError;
+pub use follow::Follow;
 pub use keep::Outcome;
 pub use own::Uplink;
 pub use wanted::{PeerNode, PodLink};

@@ -1,11 +1,11 @@
 //! The routes and rules that a node shall have: what is local, what goes through the tunnel, and the blackholes below.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use host::netlink::{FwMark, Mac, Route, Rule};
 use ipnet::IpNet;
-use layout::mark;
+use layout::{mark, range_kind};
 
 use super::NodeNetwork;
 
@@ -64,6 +64,27 @@ impl NodeNetwork {
     pub(super) fn pod_sources(&self) -> Vec<IpNet> {
         let strays = self.strays.iter().map(|&address| IpNet::from(address));
         self.pod_ranges.iter().copied().chain(strays).collect()
+    }
+
+    /// Where pods and nodes are, for the programs: what may leave the node only through the tunnel. As with routes the first
+    /// of several nodes with the same range has it; a node's address is a node's, whoever claims it for pods.
+    pub fn ranges(&self) -> BTreeMap<IpNet, u32> {
+        let v4 = |net: &IpNet| net.addr().is_ipv4();
+        let mut ranges = BTreeMap::new();
+        let peers = || self.peers.iter();
+        for range in peers().flat_map(|peer| peer.pod_ranges.iter().copied()).filter(v4) {
+            ranges.insert(range.trunc(), range_kind::PEER_PODS);
+        }
+        for range in self.pod_sources().into_iter().filter(v4) {
+            ranges.insert(range.trunc(), range_kind::OWN_PODS);
+        }
+        for address in
+            peers().flat_map(|peer| &peer.addresses).map(|&address| IpNet::from(address)).filter(v4)
+        {
+            ranges.insert(address, range_kind::PEER_NODE);
+        }
+        ranges.insert(self.address.into(), range_kind::OWN_NODE);
+        ranges
     }
 
     /// Routes, in the order in which they are to be made: what drops before what leads somewhere. Of several to the same

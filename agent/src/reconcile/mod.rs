@@ -36,7 +36,7 @@ use crate::identities::StoredIdentities;
 use crate::ipam::Pool;
 use crate::journal::Journal;
 use crate::known_nodes::KnownNodes;
-use crate::node::{NodeError, NodeNetwork};
+use crate::node::{Follow, NodeError, NodeNetwork};
 use crate::numbers::Numbers;
 use crate::publisher::Publisher;
 use crate::source::{NodeStatus, Records, Source};
@@ -178,8 +178,11 @@ impl<S: Source> Reconciler<S> {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut listen = tokio::time::interval(api::REPEAT);
         listen.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let follow = Follow::start(&self.config);
         loop {
             let wake = self.next_wake();
+            let may_look = self.keeping.may_look_at.unwrap_or_else(Instant::now);
+            follow.set_uplink(self.network.as_ref().map_or(0, |network| network.uplink.index));
             tokio::select! {
                 changed = records.changed() => {
                     changed.map_err(|_| ReconcileError::SourceEnded)?;
@@ -193,6 +196,10 @@ impl<S: Source> Reconciler<S> {
                 },
                 _ = tick.tick() => self.tick().await,
                 _ = listen.tick() => self.count_silence(),
+                () = async {
+                    tokio::time::sleep_until(may_look).await;
+                    follow.changed().await;
+                } => self.keep_node(true).await,
                 () = tokio::time::sleep_until(wake) => {}
             }
             // What is there already is one change, not many.

@@ -23,9 +23,15 @@ use crate::source::Source;
 /// Pods that a problem names. The others are counted: a node may have hundreds, and each has the same trouble.
 const NAMED_PODS: usize = 5;
 
+/// Pause after a look that is asked for by what others change, in lengths of that look: whoever changes something all the
+/// time, or undoes the repair, costs a fifth of one task's time.
+const PAUSE_IN_LOOKS: u32 = 4;
+
 /// What is known of this node beside its network.
 #[derive(Default)]
 pub(super) struct Keeping {
+    /// From when on a change by others may lead to another look; at once if none has yet.
+    pub(super) may_look_at: Option<Instant>,
     /// When it is looked at again because something failed.
     pub(super) retry_at: Option<Instant>,
     /// Looks in a row of which something failed.
@@ -89,6 +95,7 @@ impl<S: Source> Reconciler<S> {
     pub(super) async fn keep_node(&mut self, look: bool) {
         let Some(records) = self.records.clone() else { return };
         let Some(mut network) = self.network.take() else { return };
+        let start = Instant::now();
         // The kernel is asked about devices only if there is a reason: a change of policy waits behind this.
         let object = records.nodes.get(&self.config.node_name);
         let is_new = look || object != self.keeping.object.as_ref();
@@ -101,6 +108,8 @@ impl<S: Source> Reconciler<S> {
         if look || changed {
             let expected = changed || self.pool.is_none();
             self.ensure_node(&mut network, expected).await;
+            let took = start.elapsed();
+            self.keeping.may_look_at = Some(Instant::now() + took.saturating_mul(PAUSE_IN_LOOKS).min(TICK));
         }
         let replaced = network.tunnel.as_ref().map(|tunnel| tunnel.index) != tunnel;
         self.network = Some(network);
@@ -169,6 +178,9 @@ impl<S: Source> Reconciler<S> {
             Err(error) => outcome.failed.push(error.to_string()),
         }
         self.ensure_pins(&mut outcome);
+        // What is dropped follows from these: before the programs, and before what has other routes.
+        let ranges = block_in_place(|| self.datapath.maps.set_ranges(&network.ranges()));
+        outcome.note("ranges of pods and nodes", ranges.map_err(chain));
         let pins = self.pinned_links();
         self.attach_node(network, &mut outcome);
         // What a single pod lacks keeps no other pod from starting.

@@ -290,3 +290,44 @@ async fn pins_of_maps_come_back_and_are_named() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repair_follows_within_milliseconds_and_no_look_follows_from_a_repair() {
+    if !can_run() {
+        return;
+    }
+    let mut node = Node::new().await;
+    let _reports = with_peer(&mut node).await;
+    let made = |node: &Node| {
+        let mut made = made(node);
+        // What no look changes, and others count down.
+        made.retain(|what, _| ["main", "2004", "2005", "rules", "nft", "tunnel"].contains(what));
+        made
+    };
+    let wanted = made(&node);
+    assert!(wanted["2005"].contains("172.31.2.2 dev selvage0"), "{wanted:?}");
+    let faults: [(&str, &[&str]); 6] = [
+        ("nft", &["flush", "ruleset"]),
+        ("ip", &["route", "flush", "table", "main", "proto", "83"]),
+        ("ip", &["route", "flush", "table", "2005"]),
+        ("ip", &["rule", "del", "pref", "9"]),
+        ("ip", &["link", "set", "selvage0", "down"]),
+        ("ip", &["link", "del", "selvage0"]),
+    ];
+    for (program, arguments) in faults {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        node.print(program, arguments);
+        let start = Instant::now();
+        while made(&node) != wanted {
+            let late = start.elapsed() > Duration::from_secs(1);
+            assert!(!late, "{arguments:?} not repaired: {:#?}\nwanted {wanted:#?}", made(&node));
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        println!("{program} {arguments:?}: repaired within {:?}", start.elapsed());
+    }
+    // Its own writes are no reason to write.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let (log, before) = (node.log(), versions(&node));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!((node.log(), versions(&node)), (log, before));
+}

@@ -9,6 +9,7 @@ mod neighbour;
 mod queue;
 mod route;
 mod rule;
+mod watch;
 
 use std::io;
 use std::time::Duration;
@@ -24,6 +25,7 @@ pub use self::link::{Link, LinkChange, Mac, VethPair};
 pub use self::neighbour::Neighbour;
 pub use self::route::{ROUTE_PROTOCOL, Route, RouteKind, RouteScope, TABLE_LOCAL, TABLE_MAIN};
 pub use self::rule::{FwMark, Rule};
+pub use self::watch::{Change, Watch};
 
 use crate::netns::NetNs;
 

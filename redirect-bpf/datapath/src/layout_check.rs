@@ -29,13 +29,26 @@ const fn shape<K, V>(name: &'static str, kind: MapType, max_entries: u32) -> Sha
 }
 
 /// All maps of the layout.
-pub(crate) const ALL: [Shape; 10] =
-    [CONFIG, ENDPOINTS, IDENTITIES, RULES, CONNECTIONS, FRAGMENTS, QUOTAS, LISTENERS, EVENTS, COUNTERS];
+pub(crate) const ALL: [Shape; 11] = [
+    CONFIG,
+    ENDPOINTS,
+    IDENTITIES,
+    RANGES,
+    RULES,
+    CONNECTIONS,
+    FRAGMENTS,
+    QUOTAS,
+    LISTENERS,
+    EVENTS,
+    COUNTERS,
+];
 
 pub(crate) const CONFIG: Shape = shape::<u32, Config>(maps::CONFIG, MapType::Array, 1);
 pub(crate) const ENDPOINTS: Shape =
     shape::<Addr, Endpoint>(maps::ENDPOINTS, MapType::Hash, limits::ENDPOINTS);
 pub(crate) const IDENTITIES: Shape = shape::<Addr, u32>(maps::IDENTITIES, MapType::Hash, limits::IDENTITIES);
+pub(crate) const RANGES: Shape =
+    shape::<[u8; PREFIX_LENGTH + size_of::<Addr>()], u32>(maps::RANGES, MapType::LpmTrie, limits::RANGES);
 pub(crate) const RULES: Shape = shape::<[u8; PREFIX_LENGTH + size_of::<RuleKey>()], RuleValue>(
     maps::RULES,
     MapType::LpmTrie,

@@ -28,14 +28,16 @@ pub enum Program {
     FromTunnel,
     /// tcx ingress on the uplink.
     FromUplink,
+    /// tcx egress on it.
+    ToUplink,
     /// sk_lookup on the node's network namespace.
     PickListener,
 }
 
 impl Program {
     /// Every program.
-    pub const ALL: [Self; 5] =
-        [Self::FromPod, Self::ToPod, Self::FromTunnel, Self::FromUplink, Self::PickListener];
+    pub const ALL: [Self; 6] =
+        [Self::FromPod, Self::ToPod, Self::FromTunnel, Self::FromUplink, Self::ToUplink, Self::PickListener];
 
     /// Its name in the object, in pins and in bpftool.
     pub const fn name(self) -> &'static str {
@@ -44,6 +46,7 @@ impl Program {
             Self::ToPod => "to_pod",
             Self::FromTunnel => "from_tunnel",
             Self::FromUplink => "from_uplink",
+            Self::ToUplink => "to_uplink",
             Self::PickListener => "pick_listener",
         }
     }

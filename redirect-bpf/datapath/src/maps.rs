@@ -6,13 +6,14 @@ use std::path::Path;
 use aya::Pod;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray};
+use ipnet::IpNet;
 use layout::{
     Addr, Config, ConnectionEntry, ConnectionKey, Endpoint, Reason, RuleKey, RuleValue, config_flag, limits,
-    verdict,
+    range_bits, verdict,
 };
 
 use crate::Error;
-use crate::layout_check::{CONFIG, CONNECTIONS, COUNTERS, ENDPOINTS, IDENTITIES, RULES, Shape};
+use crate::layout_check::{CONFIG, CONNECTIONS, COUNTERS, ENDPOINTS, IDENTITIES, RANGES, RULES, Shape};
 
 /// The pinned maps that policy and the pods of the node are written to, and counters and flows are read from.
 ///
@@ -22,6 +23,7 @@ pub struct Maps {
     config: Array<MapData, Config>,
     endpoints: HashMap<MapData, Addr, Endpoint>,
     identities: HashMap<MapData, Addr, u32>,
+    ranges: LpmTrie<MapData, Addr, u32>,
     rules: LpmTrie<MapData, RuleKey, RuleValue>,
     connections: HashMap<MapData, ConnectionKey, ConnectionEntry>,
     counters: PerCpuArray<MapData, u64>,
@@ -73,6 +75,7 @@ impl Maps {
             config: typed(&CONFIG, pin_dir, Map::Array)?,
             endpoints: typed(&ENDPOINTS, pin_dir, Map::HashMap)?,
             identities: typed(&IDENTITIES, pin_dir, Map::HashMap)?,
+            ranges: typed(&RANGES, pin_dir, Map::LpmTrie)?,
             rules: typed(&RULES, pin_dir, Map::LpmTrie)?,
             connections: typed(&CONNECTIONS, pin_dir, Map::LruHashMap)?,
             counters: typed(&COUNTERS, pin_dir, Map::PerCpuArray)?,
@@ -180,6 +183,33 @@ impl Maps {
         Ok(found.into_iter().map(|(address, identity)| (address.into(), identity)).collect())
     }
 
+    /// Makes the map of ranges hold these, each with one of [`layout::range_kind`]. What is new is there before what is old
+    /// goes. Whether anything was different.
+    ///
+    /// # Errors
+    /// [`Error::Full`] at `limits::RANGES`, else [`Error::Map`].
+    pub fn set_ranges(&mut self, wanted: &BTreeMap<IpNet, u32>) -> Result<bool, Error> {
+        let there = self.ranges()?;
+        let mut changed = false;
+        for (range, kind) in wanted.iter().filter(|(range, kind)| there.get(range) != Some(kind)) {
+            written(&RANGES, "put a range", self.ranges.insert(&range_key(range), kind, 0))?;
+            changed = true;
+        }
+        for range in there.keys().filter(|range| !wanted.contains_key(range)) {
+            changed |= removed(&RANGES, "remove a range", self.ranges.remove(&range_key(range)))?;
+        }
+        Ok(changed)
+    }
+
+    /// All ranges with what they hold.
+    ///
+    /// # Errors
+    /// [`Error::Map`] if the kernel refuses.
+    pub fn ranges(&self) -> Result<BTreeMap<IpNet, u32>, Error> {
+        let found = collect(&RANGES, self.ranges.iter())?;
+        Ok(found.into_iter().filter_map(|(key, kind)| Some((range_of(&key)?, kind))).collect())
+    }
+
     /// Writes one rule, new or over the one with the same prefix.
     ///
     /// # Errors
@@ -277,6 +307,17 @@ impl Maps {
         let all: Result<_, MapError> = Reason::ALL.iter().map(read).collect();
         all.map(Counters).map_err(|source| COUNTERS.error("read", source))
     }
+}
+
+fn range_key(range: &IpNet) -> Key<Addr> {
+    let before = if range.addr().is_ipv4() { range_bits::V4_MAPPED } else { 0 };
+    Key::new(before + u32::from(range.prefix_len()), Addr::from(range.network()))
+}
+
+fn range_of(key: &Key<Addr>) -> Option<IpNet> {
+    let address = IpAddr::from(key.data());
+    let before = if address.is_ipv4() { range_bits::V4_MAPPED } else { 0 };
+    IpNet::new(address, u8::try_from(key.prefix_len().checked_sub(before)?).ok()?).ok()
 }
 
 /// The elements of a map, at most as many as it can hold: the kernel starts over when the element at hand goes away,

@@ -107,11 +107,12 @@ impl Datapath {
         self.attach(device, Program::FromTunnel)
     }
 
-    /// Attaches `from_uplink` to the device of the underlay.
+    /// Attaches `to_uplink` and `from_uplink` to the device of the underlay.
     ///
     /// # Errors
     /// As [`Self::attach_pod`].
     pub fn attach_uplink(&mut self, device: &str) -> Result<(), Error> {
+        self.attach(device, Program::ToUplink)?;
         self.attach(device, Program::FromUplink)
     }
 
@@ -206,7 +207,7 @@ fn loaded(ebpf: &mut Ebpf, program: Program) -> Result<Loaded<'_>, Error> {
             let found: &mut SkLookup = found.try_into().map_err(wrong_kind)?;
             return Ok(Loaded::SkLookup(found));
         }
-        Program::ToPod => TcAttachType::Egress,
+        Program::ToPod | Program::ToUplink => TcAttachType::Egress,
         Program::FromPod | Program::FromTunnel | Program::FromUplink => TcAttachType::Ingress,
     };
     let found: &mut SchedClassifier = found.try_into().map_err(wrong_kind)?;

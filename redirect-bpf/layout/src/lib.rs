@@ -12,6 +12,7 @@ mod connection;
 mod endpoint;
 mod event;
 mod fragment;
+mod range;
 mod reason;
 mod rule;
 
@@ -20,6 +21,7 @@ pub use connection::{ConnectionEntry, ConnectionKey, path};
 pub use endpoint::{Config, Endpoint, config_flag, endpoint_flag};
 pub use event::{Event, event_kind};
 pub use fragment::{FragmentKey, FragmentNote};
+pub use range::{range_bits, range_kind};
 pub use reason::Reason;
 pub use rule::{RuleKey, RuleValue, direction, verdict};
 
@@ -50,6 +52,8 @@ pub mod mark {
     pub const JUDGED: u32 = 0x300;
     /// Sent by the proxy, on either leg.
     pub const FROM_PROXY: u32 = 0xa00;
+    /// Sent by a pod to another node: leaves through the tunnel only. Judged like an unmarked packet in all else.
+    pub const ONLY_ENCRYPTED: u32 = 0x400;
 }
 
 /// Names of the pinned maps. The number is the layout version of that one map.
@@ -60,6 +64,8 @@ pub mod maps {
     pub const ENDPOINTS: &str = "ENDPOINTS_3";
     /// `HashMap<Addr, u32>`: identity of every known pod and node address, local or remote.
     pub const IDENTITIES: &str = "IDENTITIES_1";
+    /// `LpmTrie<Addr, u32>`: where pods and nodes are, values of [`crate::range_kind`].
+    pub const RANGES: &str = "RANGES_1";
     /// `LpmTrie<RuleKey, RuleValue>`: lowered policy, see [`crate::RuleKey`].
     pub const RULES: &str = "RULES_1";
     /// `LruHashMap<ConnectionKey, ConnectionEntry>`.
@@ -82,6 +88,9 @@ pub mod limits {
     pub const ENDPOINTS: u32 = 4096;
     /// Addresses of one cluster: 5,000 nodes and 150,000 pods are Kubernetes' own limits.
     pub const IDENTITIES: u32 = 262_144;
+    /// Ranges of pods and addresses of nodes: 5,000 nodes, Kubernetes' own limit, with two ranges and a few addresses
+    /// each.
+    pub const RANGES: u32 = 32_768;
     /// Lowered rules of one node: 256 endpoints of 1,000 prefixes each.
     pub const RULES: u32 = 262_144;
     /// Live flows of one node, about 160 bytes each: 40 MiB.

@@ -62,6 +62,8 @@ reasons! {
     EgressVerdict = 17, "egress_verdict";
     /// An event did not fit into the ring.
     EventLost = 18, "event_lost";
+    /// `from_pod`: sent straight into the tunnel.
+    FromPodTunnel = 28, "from_pod_tunnel";
 
     /// The first fragment of a datagram was allowed, and its ports are noted for the later ones.
     FragmentNoted = 24, "fragment_noted";
@@ -108,6 +110,8 @@ reasons! {
     FragmentWithoutFirst = 57, "fragment_without_first";
     /// Dropped: a first fragment too short for its transport header, or a later one that reaches into that.
     FragmentHidesHeader = 58, "fragment_hides_header";
+    /// Dropped: on its way out of the uplink in clear, though it is between pods, or between a pod and a node.
+    LeavesInClear = 60, "leaves_in_clear";
 }
 
 impl Reason {

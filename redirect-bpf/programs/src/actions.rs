@@ -2,7 +2,7 @@
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{BPF_F_INGRESS, TC_ACT_OK, TC_ACT_SHOT};
-use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_peer, bpf_skb_change_head};
+use aya_ebpf::helpers::{bpf_check_mtu, bpf_redirect, bpf_redirect_peer, bpf_skb_change_head};
 use aya_ebpf::programs::TcContext;
 use layout::{Config, Endpoint, Reason, mark};
 
@@ -14,6 +14,9 @@ pub(crate) const DROP: i32 = TC_ACT_SHOT;
 pub(crate) const NEXT: i32 = -1;
 /// Go on in the stack at once: no later program may change a mark that steers.
 const PASS: i32 = TC_ACT_OK;
+
+/// `bpf_check_mtu` compares each segment of a packet that the kernel has yet to cut.
+const BPF_MTU_CHK_SEGS: u64 = 1;
 
 /// Sets our bits of the mark and leaves the others to who uses them.
 #[inline(always)]
@@ -40,6 +43,35 @@ pub(crate) fn judged(ctx: &TcContext) -> i32 {
 pub(crate) fn unmarked(ctx: &TcContext) -> i32 {
     set_mark(ctx, 0);
     NEXT
+}
+
+/// Through the stack like [`unmarked`], and out of the node only through the tunnel.
+#[inline(always)]
+pub(crate) fn only_encrypted(ctx: &TcContext) -> i32 {
+    set_mark(ctx, mark::ONLY_ENCRYPTED);
+    NEXT
+}
+
+/// Into the tunnel, past the stack, whatever routes there are. None if the packet is longer than the tunnel takes: the
+/// stack tells its sender so.
+#[inline(always)]
+pub(crate) fn into_tunnel(ctx: &TcContext, config: &Config) -> Option<i32> {
+    if config.tunnel_ifindex == 0 {
+        return None;
+    }
+    let mut mtu = 0;
+    // Of a packet with segments each is compared, and the kernel takes no difference then.
+    let (difference, flags) =
+        if skb(ctx).gso_size != 0 { (0, BPF_MTU_CHK_SEGS) } else { (-(ETHERNET as i32), 0) };
+    // SAFETY: the context is the kernel's own, and `mtu` outlives the call.
+    let fits =
+        unsafe { bpf_check_mtu(ctx.as_ptr().cast(), config.tunnel_ifindex, &raw mut mtu, difference, flags) };
+    if fits > 0 {
+        return None;
+    }
+    // A device that is gone drops the packet, and so does the redirection.
+    // SAFETY: a helper that takes integers; a wrong index drops the packet.
+    Some(unsafe { bpf_redirect(config.tunnel_ifindex, 0) as i32 })
 }
 
 /// Into a pod of this node, past the stack.

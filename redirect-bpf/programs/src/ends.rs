@@ -1,8 +1,11 @@
 //! Who the two ends of a packet are.
 
-use layout::{Addr, Config, Endpoint, FIRST_LOCAL_IDENTITY, Reason, config_flag, identity};
+use aya_ebpf::maps::lpm_trie::Key;
+use layout::{
+    Addr, Config, Endpoint, FIRST_LOCAL_IDENTITY, Reason, config_flag, identity, range_bits, range_kind,
+};
 
-use crate::maps::{CONFIG, ENDPOINTS, IDENTITIES};
+use crate::maps::{CONFIG, ENDPOINTS, IDENTITIES, RANGES};
 use crate::packet::Packet;
 
 /// One end of a packet or flow.
@@ -112,4 +115,19 @@ pub(crate) fn prove_origin(
 #[inline(always)]
 pub(crate) fn is_encrypted(config: &Config) -> bool {
     config.flags & config_flag::ENCRYPTED != 0
+}
+
+/// What the address belongs to, one of [`range_kind`]; 0 for what is neither a pod nor a node.
+#[inline(never)]
+pub(crate) fn kind_of(address: u32) -> u32 {
+    match RANGES.get(Key::new(range_bits::EXACT, Addr::from_v4_wire(address))) {
+        Some(kind) => *kind,
+        None => 0,
+    }
+}
+
+/// Whether a packet of a pod to this address leaves the node through the tunnel and by no other way.
+#[inline(always)]
+pub(crate) fn is_behind_tunnel(kind: u32) -> bool {
+    matches!(kind, range_kind::PEER_PODS | range_kind::PEER_NODE)
 }

@@ -3,11 +3,11 @@
 
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use layout::{Addr, Reason};
+use layout::{Addr, Config, Reason, range_kind};
 
 use crate::actions::{self, DROP, NEXT};
 use crate::decide::{Fate, Post, decide};
-use crate::ends::{Ends, config, in_pod_network};
+use crate::ends::{Ends, config, in_pod_network, is_behind_tunnel, is_encrypted, kind_of};
 use crate::maps::ENDPOINTS;
 use crate::packet::{ETHERNET, ETHERTYPE_ARP, ETHERTYPE_IPV4, Frame, Packet, skb};
 use crate::report::{count, refused};
@@ -58,12 +58,32 @@ fn try_from_pod(ctx: &TcContext, packet: &mut Packet) -> Result<i32, Reason> {
                 // `bpf_redirect_peer` skips the queues in which bandwidth limits of either pod work.
                 Some(_) if ends.destination.is_shaped() || ends.source.is_shaped() => actions::judged(ctx),
                 Some(pod) => actions::into_pod(pod),
-                None if in_pod_network(packet.destination, config) => actions::judged(ctx),
-                // The node or the world. It may be translated to a pod of this node, whose ingress is not judged yet.
-                None => actions::unmarked(ctx),
+                None => out_of_node(ctx, packet, &ends, config),
             })
         }
     }
+}
+
+/// What goes to no pod of this node.
+#[inline(always)]
+fn out_of_node(ctx: &TcContext, packet: &Packet, ends: &Ends, config: &Config) -> i32 {
+    let kind = if is_encrypted(config) { kind_of(packet.destination) } else { 0 };
+    // Bandwidth limits of the sender work in a queue that a redirection skips.
+    if is_behind_tunnel(kind)
+        && !ends.source.is_shaped()
+        && let Some(redirected) = actions::into_tunnel(ctx, config)
+    {
+        count(Reason::FromPodTunnel);
+        return redirected;
+    }
+    if kind == range_kind::PEER_NODE {
+        return actions::only_encrypted(ctx);
+    }
+    if in_pod_network(packet.destination, config) {
+        return actions::judged(ctx);
+    }
+    // The node or the world. It may be translated to a pod of this node, whose ingress is not judged yet.
+    actions::unmarked(ctx)
 }
 
 /// ARP is needed by pods whose neighbour entry for the gateway was lost; it may name no address but the pod's own.

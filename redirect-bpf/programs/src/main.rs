@@ -7,6 +7,7 @@
 //! | `to_pod` | tcx egress, host side of a pod's veth | `to_pod.rs` |
 //! | `from_tunnel` | tcx ingress, the TUN of the tunnel | `from_tunnel.rs` |
 //! | `from_uplink` | tcx ingress, the uplink | `from_uplink.rs` |
+//! | `to_uplink` | tcx egress, the uplink | `to_uplink.rs` |
 //! | `pick_listener` | sk_lookup, the node's network namespace | `pick_listener.rs` |
 //!
 //! A packet's way through the files: `packet` reads the headers, `ends` says who its two ends are, `decide` applies
@@ -56,6 +57,8 @@ mod report;
 mod sockets;
 #[cfg(target_arch = "bpf")]
 mod to_pod;
+#[cfg(target_arch = "bpf")]
+mod to_uplink;
 
 /// Never reached: the verifier refuses a program in which it could be.
 #[cfg(target_arch = "bpf")]

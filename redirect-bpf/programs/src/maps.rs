@@ -19,6 +19,9 @@ pub(crate) static ENDPOINTS: HashMap<Addr, Endpoint> = HashMap::pinned(limits::E
 #[map(name = "IDENTITIES_1")]
 pub(crate) static IDENTITIES: HashMap<Addr, u32> = HashMap::pinned(limits::IDENTITIES, BPF_F_NO_PREALLOC);
 
+#[map(name = "RANGES_1")]
+pub(crate) static RANGES: LpmTrie<Addr, u32> = LpmTrie::pinned(limits::RANGES, 0);
+
 #[map(name = "RULES_1")]
 pub(crate) static RULES: LpmTrie<RuleKey, RuleValue> = LpmTrie::pinned(limits::RULES, 0);
 

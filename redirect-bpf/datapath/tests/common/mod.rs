@@ -14,7 +14,7 @@ use aya::programs::{TestRun as _, TestRunOptions};
 use datapath::{Counters, Datapath, Program, Rule};
 use layout::{
     Addr, Config, ConnectionEntry, ConnectionKey, Endpoint, Event, Reason, RuleKey, config_flag, direction,
-    endpoint_flag, event_kind, verdict,
+    endpoint_flag, event_kind, range_kind, verdict,
 };
 use nix::sched::{CloneFlags, unshare};
 
@@ -308,6 +308,26 @@ impl Bench {
     /// The tunnel delivers; a packet without Ethernet header.
     pub(crate) fn tunnel_delivers(&self, packet: &[u8]) -> Outcome {
         self.run(Program::FromTunnel, packet, Arrival::default())
+    }
+
+    /// The stack sends out of the uplink.
+    pub(crate) fn leaves_by_uplink(&self, packet: &[u8], mark: u32) -> Outcome {
+        self.run(Program::ToUplink, packet, Arrival { mark, ..arrival(self.uplink) })
+    }
+
+    /// Tells where pods and nodes are, and, with `tunnel`, that there is one.
+    pub(crate) fn know_ranges(&mut self, tunnel: u32) {
+        let range = |range: &str, kind| (range.parse::<ipnet::IpNet>().unwrap(), kind);
+        let ranges = [
+            range("10.0.1.0/24", range_kind::OWN_PODS),
+            range("10.0.2.0/24", range_kind::PEER_PODS),
+            // Another node's address lies in its own range of pods.
+            range("10.0.2.1/32", range_kind::PEER_NODE),
+            range(&format!("{REMOTE_NODE}/32"), range_kind::PEER_NODE),
+            range(&format!("{NODE}/32"), range_kind::OWN_NODE),
+        ];
+        self.datapath.maps.set_ranges(&ranges.into()).unwrap();
+        self.set_config(|config| config.tunnel_ifindex = tunnel);
     }
 
     pub(crate) fn uplink_delivers(&self, packet: &[u8]) -> Outcome {
