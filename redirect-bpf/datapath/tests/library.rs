@@ -37,6 +37,7 @@ fn everything_is_adopted_after_a_restart_and_nothing_lost() {
     let expected = [
         attachment("netns", Program::PickListener),
         attachment("uplink", Program::FromUplink),
+        attachment("uplink", Program::ToUplink),
         attachment("veth-a", Program::FromPod),
         attachment("veth-a", Program::ToPod),
     ];
@@ -136,8 +137,9 @@ fn names_with_dots_and_missing_devices() {
     let Some(mut bench) = bench("l-names") else { return };
     ip(&["link", "add", "up.100", "type", "veth", "peer", "name", "up.100-x"]);
     bench.datapath.attach_uplink("up.100").unwrap();
-    assert_eq!(bench.datapath.attachments().unwrap(), [attachment("up.100", Program::FromUplink)]);
-    assert_eq!(bench.datapath.adopt().unwrap(), [attachment("up.100", Program::FromUplink)]);
+    let both = [Program::FromUplink, Program::ToUplink].map(|program| attachment("up.100", program));
+    assert_eq!(bench.datapath.attachments().unwrap(), both);
+    assert_eq!(bench.datapath.adopt().unwrap(), both);
     assert!(bench.datapath.detach("up.100").unwrap());
     let error = bench.datapath.attach_pod("no-such").unwrap_err();
     assert!(matches!(&error, Error::Device { device, .. } if device == "no-such"), "{error}");
