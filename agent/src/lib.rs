@@ -2,11 +2,13 @@
 //! serves the API. It is never in the way of a packet: its death changes no traffic.
 
 pub mod api;
+pub mod check;
 pub mod clock;
 pub mod config;
 pub mod flows;
 pub mod identities;
 pub mod ipam;
+mod isolation;
 pub mod journal;
 pub mod known_nodes;
 pub mod names;

@@ -48,11 +48,8 @@ async fn publish_all<S: Source>(
 ) {
     'next: while let Some(announcement) = waiting.recv().await {
         while let Err(error) = source.publish(&announcement).await {
-            let message = error.to_string();
-            let last = problem.send_replace(Some(message.clone()));
-            if last.as_ref() != Some(&message) {
-                tracing::warn!(%error, ?announcement, "cannot be announced; tried again each second");
-            }
+            let message = format!("{announcement} is not announced: {error}; it is tried again each second");
+            problem.send_replace(Some(message));
             // The others must not wait for it for ever. The agent's regular comparison brings it up again.
             if error.is_final() {
                 continue 'next;

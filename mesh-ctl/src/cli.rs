@@ -61,8 +61,12 @@ pub enum Output {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Programs, snapshots, tunnels and problems of each node (mesh-ctl status).
-    Status,
+    /// What is wrong, and programs, snapshots and tunnels of each node; ends with 1 if anything is wrong (mesh-ctl status).
+    Status {
+        /// Show what each node has counted, too.
+        #[arg(long)]
+        counters: bool,
+    },
     /// Pods with their addresses, labels and whether policy is enforced (mesh-ctl endpoints -o json).
     Endpoints,
     /// Policies as the agent understands them.
@@ -165,8 +169,11 @@ pub enum LabCommand {
         /// Seconds it may take to become ready.
         #[arg(long, default_value_t = 60, value_name = "SECONDS")]
         timeout: u64,
+        /// Start also with manifests that have problems.
+        #[arg(long)]
+        allow_problems: bool,
     },
-    /// Create or change objects and wait for pods (mesh-ctl lab apply -f policy.yaml).
+    /// Create or change objects and wait until they are in force (mesh-ctl lab apply -f policy.yaml).
     Apply {
         /// Name of the lab.
         #[command(flatten)]
@@ -174,6 +181,12 @@ pub enum LabCommand {
         /// File, folder, or - for the standard input; may be repeated.
         #[arg(short, long = "filename", required = true, value_name = "FILE|DIR|-")]
         file: Vec<PathBuf>,
+        /// Apply also what has problems.
+        #[arg(long)]
+        allow_problems: bool,
+        /// Do not wait until it is in force.
+        #[arg(long)]
+        no_wait: bool,
     },
     /// Delete the objects that manifests name (mesh-ctl lab delete -f policy.yaml).
     Delete {
@@ -183,6 +196,9 @@ pub enum LabCommand {
         /// File, folder, or - for the standard input; may be repeated.
         #[arg(short, long = "filename", required = true, value_name = "FILE|DIR|-")]
         file: Vec<PathBuf>,
+        /// Do not wait until they are out of force.
+        #[arg(long)]
+        no_wait: bool,
     },
     /// Run a command in a pod's network (mesh-ctl lab exec production/frontend -- curl -i http://10.1.0.3:8080/).
     Exec {

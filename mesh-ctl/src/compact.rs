@@ -1,7 +1,9 @@
 //! Flows as Hubble writes them for people:
 //! `TIME [NODE]: SOURCE (IDENTITY) ARROW DESTINATION (IDENTITY) TYPE VERDICT [BY POLICY] (SUMMARY)`.
 
-use api::flow::{DropReason, Endpoint, Flow, Layer7, Policy, TrafficDirection, Verdict, layer4, layer7};
+use api::flow::{
+    DropReason, Endpoint, Flow, Layer7, LostEvent, Policy, TrafficDirection, Verdict, layer4, layer7,
+};
 use api::observer::GetFlowsResponse;
 use api::observer::get_flows_response::ResponseTypes;
 
@@ -22,10 +24,22 @@ pub fn line(response: &GetFlowsResponse) -> String {
         if response.node_name.is_empty() { String::new() } else { format!(" [{}]", response.node_name) };
     match &response.response_types {
         Some(ResponseTypes::Flow(found)) => format!("{time}{node}: {}", flow(found)),
-        Some(ResponseTypes::LostEvents(lost)) => {
-            format!("{time}{node}: {} EVENTS LOST", lost.num_events_lost)
-        }
+        Some(ResponseTypes::LostEvents(lost)) => format!("{time}{node}: {}", lost_events(lost)),
+        Some(ResponseTypes::NodeStatus(status)) => format!("{time}{node}: {}", status.message),
         None => format!("{time}{node}: nothing"),
+    }
+}
+
+fn lost_events(lost: &LostEvent) -> String {
+    let number = match lost.num_events_lost {
+        0 => "EVENTS".to_owned(),
+        number => format!("{number} EVENTS"),
+    };
+    match (&lost.first, &lost.last) {
+        (Some(first), Some(last)) => {
+            format!("{number} LOST from {} to {}", stamp(&first.to_string()), stamp(&last.to_string()))
+        }
+        _ => format!("{number} LOST"),
     }
 }
 

@@ -22,6 +22,9 @@ pub enum CtlError {
     /// Nobody is there to answer.
     #[error("{0}")]
     Unreachable(String),
+    /// The agent knows no such object.
+    #[error("{0}")]
+    NotFound(String),
     /// The agent refused to answer.
     #[error("{0}")]
     Refused(String),
@@ -37,7 +40,7 @@ impl CtlError {
     /// The exit code for it.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) => USAGE,
+            Self::Usage(_) | Self::NotFound(_) => USAGE,
             Self::Unreachable(_) => UNREACHABLE,
             Self::Lab(error) => match error {
                 LabError::Option { .. } | LabError::Manifest { .. } => USAGE,
@@ -50,6 +53,12 @@ impl CtlError {
         }
     }
 
+    /// For what only root may do, with the command as it was typed.
+    pub fn needs_root() -> Self {
+        let typed: Vec<_> = std::env::args().skip(1).collect();
+        Self::Unreachable(format!("needs root: sudo mesh-ctl {}", typed.join(" ")))
+    }
+
     /// What an agent's status means; `who` names the agent.
     pub fn from_status(who: &str, status: &tonic::Status) -> Self {
         use tonic::Code;
@@ -57,6 +66,7 @@ impl CtlError {
             Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => {
                 Self::Unreachable(format!("{who} does not answer: {}", status.message()))
             }
+            Code::NotFound => Self::NotFound(status.message().to_owned()),
             Code::InvalidArgument => Self::Usage(status.message().to_owned()),
             _ => Self::Refused(format!("{who}: {}", status.message())),
         }

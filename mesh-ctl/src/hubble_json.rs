@@ -6,6 +6,12 @@ use api::observer::GetFlowsResponse;
 use api::observer::get_flows_response::ResponseTypes;
 use serde_json::{Map, Value, json};
 
+macro_rules! enum_name {
+    ($kind:ty, $number:expr) => {
+        named(<$kind>::try_from($number).ok().map(|value| value.as_str_name()), $number)
+    };
+}
+
 /// One response of `GetFlows`, to be written as one line.
 pub fn response(response: &GetFlowsResponse) -> Value {
     let mut object = Map::new();
@@ -14,7 +20,17 @@ pub fn response(response: &GetFlowsResponse) -> Value {
         Some(ResponseTypes::LostEvents(lost)) => {
             let mut events = Map::new();
             put(&mut events, "num_events_lost", big(lost.num_events_lost));
+            put(&mut events, "first", time(lost.first.as_ref()));
+            put(&mut events, "last", time(lost.last.as_ref()));
             object.insert("lost_events".to_owned(), Value::Object(events));
+        }
+        Some(ResponseTypes::NodeStatus(status)) => {
+            let status = fields([
+                ("state_change", enum_name!(api::observer::NodeState, status.state_change)),
+                ("node_names", json!(status.node_names)),
+                ("message", json!(status.message)),
+            ]);
+            object.insert("node_status".to_owned(), status);
         }
         None => {}
     }
@@ -39,7 +55,7 @@ fn put(object: &mut Map<String, Value>, name: &str, value: Value) {
 }
 
 /// An object of those fields that do not have their default value.
-fn object<const N: usize>(fields: [(&str, Value); N]) -> Value {
+fn fields<const N: usize>(fields: [(&str, Value); N]) -> Value {
     let mut object = Map::new();
     for (name, value) in fields {
         put(&mut object, name, value);
@@ -60,15 +76,9 @@ fn named(name: Option<&'static str>, number: i32) -> Value {
     if number == 0 { Value::Null } else { name.map_or_else(|| json!(number), |name| json!(name)) }
 }
 
-macro_rules! enum_name {
-    ($kind:ty, $number:expr) => {
-        named(<$kind>::try_from($number).ok().map(|value| value.as_str_name()), $number)
-    };
-}
-
 fn flow(flow: &Flow) -> Value {
     let ip = flow.ip.as_ref().map(|ip| {
-        object([
+        fields([
             ("source", json!(ip.source)),
             ("destination", json!(ip.destination)),
             ("ipVersion", enum_name!(api::flow::IpVersion, ip.ip_version)),
@@ -77,8 +87,8 @@ fn flow(flow: &Flow) -> Value {
     });
     let event_type = flow.event_type.as_ref();
     let event_type =
-        event_type.map(|kind| object([("type", json!(kind.r#type)), ("sub_type", json!(kind.sub_type))]));
-    let mut value = object([
+        event_type.map(|kind| fields([("type", json!(kind.r#type)), ("sub_type", json!(kind.sub_type))]));
+    let mut value = fields([
         ("time", time(flow.time.as_ref())),
         ("verdict", enum_name!(api::flow::Verdict, flow.verdict)),
         ("IP", ip.unwrap_or_default()),
@@ -107,7 +117,7 @@ fn flow(flow: &Flow) -> Value {
 }
 
 fn endpoint(endpoint: &Endpoint) -> Value {
-    object([
+    fields([
         ("ID", json!(endpoint.id)),
         ("identity", json!(endpoint.identity)),
         ("namespace", json!(endpoint.namespace)),
@@ -118,7 +128,7 @@ fn endpoint(endpoint: &Endpoint) -> Value {
 
 fn policies(policies: &[Policy]) -> Value {
     let policy = |policy: &Policy| {
-        object([
+        fields([
             ("name", json!(policy.name)),
             ("namespace", json!(policy.namespace)),
             ("labels", json!(policy.labels)),
@@ -131,14 +141,14 @@ fn policies(policies: &[Policy]) -> Value {
 
 fn layer4(layer4: &Layer4) -> Value {
     let ports = |source: u32, destination: u32| {
-        object([("source_port", json!(source)), ("destination_port", json!(destination))])
+        fields([("source_port", json!(source)), ("destination_port", json!(destination))])
     };
-    let icmp = |kind: u32, code: u32| object([("type", json!(kind)), ("code", json!(code))]);
+    let icmp = |kind: u32, code: u32| fields([("type", json!(kind)), ("code", json!(code))]);
     match &layer4.protocol {
         Some(layer4::Protocol::Tcp(tcp)) => {
             let mut value = ports(tcp.source_port, tcp.destination_port);
             if let Some(flags) = &tcp.flags {
-                value["flags"] = object([
+                value["flags"] = fields([
                     ("FIN", json!(flags.fin)),
                     ("SYN", json!(flags.syn)),
                     ("RST", json!(flags.rst)),
@@ -161,15 +171,15 @@ fn layer4(layer4: &Layer4) -> Value {
 }
 
 fn layer7(layer7: &Layer7) -> Value {
-    let mut value = object([
+    let mut value = fields([
         ("type", enum_name!(api::flow::L7FlowType, layer7.r#type)),
         ("latency_ns", big(layer7.latency_ns)),
     ]);
     if let Some(layer7::Record::Http(http)) = &layer7.record {
         let header = |header: &api::flow::HttpHeader| {
-            object([("key", json!(header.key)), ("value", json!(header.value))])
+            fields([("key", json!(header.key)), ("value", json!(header.value))])
         };
-        value["http"] = object([
+        value["http"] = fields([
             ("code", json!(http.code)),
             ("method", json!(http.method)),
             ("url", json!(http.url)),

@@ -1,5 +1,7 @@
 //! Which agents a command asks.
 
+use std::io::ErrorKind;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,6 +17,8 @@ use crate::error::CtlError;
 const LOCAL_SOCKET: &str = "/run/selvage/agent.sock";
 /// Longest wait for an answer. An agent answers in milliseconds; one that does not is as good as gone.
 pub const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// Longest wait for a change to be in force: longer than the agent's own limit for it.
+pub const IN_FORCE_LIMIT: Duration = Duration::from_secs(12);
 
 /// An agent to ask.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,19 +61,42 @@ pub async fn answer<T>(
     target: &Target,
     call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
 ) -> Result<T, CtlError> {
+    answer_within(ANSWER_LIMIT, target, call).await
+}
+
+/// Waits for an agent's answer, no longer than `limit`.
+///
+/// # Errors
+/// As [`answer`].
+pub async fn answer_within<T>(
+    limit: Duration,
+    target: &Target,
+    call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> Result<T, CtlError> {
     let who = target.name();
-    match tokio::time::timeout(ANSWER_LIMIT, call).await {
+    match tokio::time::timeout(limit, call).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) => Err(CtlError::from_status(&who, &status)),
-        Err(_) => Err(CtlError::Unreachable(format!("{who} did not answer within {ANSWER_LIMIT:?}"))),
+        Err(_) => Err(CtlError::Unreachable(format!("{who} did not answer within {limit:?}"))),
     }
 }
 
 /// The agents that `scope` means; at least one.
 ///
 /// # Errors
-/// If it means none, or it is not clear which.
+/// If it means none, it is not clear which, or only root may ask them.
 pub fn choose(scope: &Scope) -> Result<Vec<Target>, CtlError> {
+    let targets = find(scope)?;
+    let is_closed = |target: &Target| {
+        UnixStream::connect(&target.socket).is_err_and(|error| error.kind() == ErrorKind::PermissionDenied)
+    };
+    if targets.iter().any(is_closed) {
+        return Err(CtlError::needs_root());
+    }
+    Ok(targets)
+}
+
+fn find(scope: &Scope) -> Result<Vec<Target>, CtlError> {
     if let Some(socket) = &scope.socket {
         return Ok(vec![Target { node: None, socket: socket.clone() }]);
     }

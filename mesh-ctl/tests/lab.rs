@@ -110,7 +110,7 @@ fn commands_run_in_their_namespace_with_their_exit_code() {
     let address = exec(&["node-exec", "node-2", "--", "ip", "-4", "-o", "addr", "show", "uplink"]);
     assert!(String::from_utf8_lossy(&address.stdout).contains("172.31.2.2/24"), "{address:?}");
     assert_eq!(exec(&["outside", "--", "sh", "-c", "exit 7"]).status.code(), Some(7));
-    assert_eq!(exec(&["exec", "a/b", "--", "true"]).status.code(), Some(3), "there is no such pod");
+    assert_eq!(exec(&["exec", "a/b", "--", "true"]).status.code(), Some(2), "there is no such pod");
     assert_eq!(exec(&["node-exec", "node-9", "--", "true"]).status.code(), Some(3), "there is no such node");
     assert_eq!(exec(&["node-exec", "node-1"]).status.code(), Some(2), "a command is missing");
     assert_eq!(exec(&["up"]).status.code(), Some(1), "the lab is there already");
@@ -221,6 +221,60 @@ impl Drop for Removed<'_> {
     }
 }
 
+/// A boolean where a text must stand: the pods of the namespace would be closed.
+const TYPO: &str = "
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: typo, namespace: production}
+spec: {podSelector: {matchLabels: {app: frontend, canary: true}}}
+";
+
+/// What a typo in a policy does: nothing is applied, unless it is allowed, and then all say it.
+fn a_typo_is_refused_or_named(name: &str, lab: &Lab, folder: &Path) {
+    let run = |arguments: &[&str]| {
+        let output = Command::new(MESH_CTL).args(arguments).args(["--lab", name]).output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code().unwrap(), String::from_utf8(text).unwrap())
+    };
+    assert_eq!(run(&["status"]).0, 0, "{}", run(&["status"]).1);
+    let file = folder.join("typo.yaml");
+    std::fs::write(&file, TYPO).unwrap();
+    let file = file.to_str().unwrap();
+    let (code, text) = run(&["lab", "apply", "-f", file]);
+    assert_eq!(code, 1, "{text}");
+    for word in ["typo.yaml", "NetworkPolicy production/typo", "canary", "`true`", "\"true\"", "isolate"] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+    let stored = lab.folder().manifests().join("networkpolicy-production_typo.yaml");
+    assert!(!stored.exists(), "it is applied");
+
+    let (code, text) = run(&["lab", "apply", "-f", file, "--allow-problems"]);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("in force on 2 nodes after"), "{text}");
+    // In force is what was said: no later look is needed.
+    let (code, text) = run(&["status"]);
+    assert!(code == 1 && text.contains("NetworkPolicy production/typo"), "{text}");
+    let pods = lab.pods().unwrap();
+    let frontend = pods.iter().find(|pod| pod.name.starts_with("frontend")).unwrap();
+    let server = pods.iter().find(|pod| pod.name.starts_with("api")).unwrap();
+    let [from, to] = [frontend, server].map(|pod| format!("{}/{}", pod.namespace, pod.name));
+    let (code, text) = run(&["explain", "--from", &from, "--to", &to, "--port", "8080"]);
+    assert!(code == 1 && text.contains("NetworkPolicy production/typo cannot be read"), "{text}");
+    let (code, text) = run(&["lab", "delete", "-f", file]);
+    assert!(code == 0 && text.contains("in force on 2 nodes after"), "{text}");
+    assert_eq!(run(&["status"]).0, 0);
+
+    // A file that another hand broke is a problem, and all else goes on.
+    let broken = lab.folder().manifests().join("broken.yaml");
+    std::fs::write(&broken, "kind: [").unwrap();
+    eventually("the broken file is a problem", || run(&["status"]).1.contains("broken.yaml"));
+    for arguments in [["policy", "list"], ["lab", "ls"]] {
+        assert_eq!(run(&arguments).0, 0, "{}", run(&arguments).1);
+    }
+    assert_eq!(lab.nodes().unwrap(), ["node-1", "node-2"]);
+    std::fs::remove_file(&broken).unwrap();
+}
+
 const LATE_POD: &str = "
 apiVersion: v1
 kind: Pod
@@ -257,6 +311,8 @@ fn the_real_programs_and_pods_come_and_go_without_a_trace() {
     eventually("the pod's process writes", || {
         std::fs::read_to_string(&log).unwrap_or_default().contains("began")
     });
+
+    a_typo_is_refused_or_named(&name, &lab, folder.path());
 
     mesh_ctl_lab("delete", &name, &["-f", late]);
     let links = mesh_ctl_lab("node-exec", &name, &["node-1", "--", "ip", "-o", "link"]);

@@ -227,6 +227,7 @@ pub(crate) fn report(tunnel: &Tunnel, port: u16) -> TunnelReport {
                 last_handshake_ms: peer.last_handshake.map(milliseconds),
                 received_bytes: peer.received_bytes,
                 sent_bytes: peer.sent_bytes,
+                silent_ms: peer.silence.map(milliseconds),
             })
             .collect(),
         number: tunnel.number(),

@@ -45,6 +45,11 @@ pub(crate) struct Peer {
     pub(crate) tunn: Tunn,
     pub(crate) received_bytes: u64,
     pub(crate) sent_bytes: u64,
+    /// It was sent what it must answer: a handshake at once, a packet with one of its own or a keepalive within 10 s.
+    owes: bool,
+    /// Since when nothing came of a peer that owes an answer, to one tick.
+    silent_since: Option<Instant>,
+    last_tick: Instant,
     retry: Duration,
     next_attempt: Instant,
     established: bool,
@@ -81,6 +86,9 @@ impl Peer {
             tunn,
             received_bytes: 0,
             sent_bytes: 0,
+            owes: false,
+            silent_since: None,
+            last_tick: now,
             retry: FIRST_RETRY,
             next_attempt: now,
             established: false,
@@ -119,6 +127,15 @@ impl Peer {
         self.tunn.time_since_last_handshake()
     }
 
+    /// How long a peer that owes an answer had been silent at the last tick; `None` if it owes none.
+    pub(crate) fn silence(&self) -> Option<Duration> {
+        self.silent_since.map(|since| self.last_tick.saturating_duration_since(since))
+    }
+
+    fn answered(&mut self) {
+        (self.owes, self.silent_since) = (false, None);
+    }
+
     /// Starts a handshake, whatever is in progress, and the waits for its answer anew.
     pub(crate) fn start_handshake(&mut self, now: Instant, scratch: &mut [u8], sink: &mut impl Sink) {
         self.retry = FIRST_RETRY;
@@ -143,6 +160,7 @@ impl Peer {
         match packet::kind(datagram) {
             Some((Kind::Initiation, index)) => {
                 self.slots.begun(index);
+                self.owes = true;
                 sink.to_network(datagram, self.configured);
             }
             _ => sink.to_network(datagram, self.endpoint),
@@ -152,6 +170,7 @@ impl Peer {
     /// Encrypts a packet; without a session it waits for one. Returns the bytes that wait now and did not before.
     pub(crate) fn encapsulate(&mut self, packet: &[u8], scratch: &mut [u8], sink: &mut impl Sink) -> usize {
         self.sent_bytes += packet.len() as u64;
+        self.owes = true;
         if let TunnResult::WriteToNetwork(datagram) = self.tunn.encapsulate(packet, scratch) {
             self.send(datagram, sink);
             if packet::kind(datagram).is_none() {
@@ -167,6 +186,7 @@ impl Peer {
     pub(crate) fn answer(&mut self, answer: &[u8], to: SocketAddr, sink: &mut impl Sink) {
         if let Some((Kind::Response, index)) = packet::kind(answer) {
             self.slots.answered(index);
+            self.answered();
         }
         sink.to_network(answer, to);
     }
@@ -184,12 +204,14 @@ impl Peer {
     /// To be called for authentic data on the session `index` of this side.
     pub(crate) fn heard(&mut self, index: u32, from: SocketAddr) {
         self.endpoint = from;
+        self.answered();
         self.slots.heard(index, || self.tunn.time_since_last_handshake().is_some());
     }
 
     /// To be called for an authentic answer to this side's handshake.
     pub(crate) fn completed(&mut self, index: u32, from: SocketAddr) {
         self.endpoint = from;
+        self.answered();
         self.confirmations = CONFIRMATIONS;
         self.slots.completed(index, || self.tunn.time_since_last_handshake().is_some());
     }
@@ -217,6 +239,11 @@ impl Peer {
     /// of the last one tells whether the node can be reached.
     pub(crate) fn tick(&mut self, now: Instant, scratch: &mut [u8], sink: &mut impl Sink) -> bool {
         self.slots.tick();
+        self.last_tick = now;
+        // Here and not for each packet, which needs no clock this way.
+        if self.owes {
+            self.silent_since.get_or_insert(now);
+        }
         match self.tunn.update_timers(scratch) {
             TunnResult::WriteToNetwork(datagram) => self.send(datagram, sink),
             // A minute and a half without an answer: boringtun drops what waits.

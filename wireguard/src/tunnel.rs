@@ -97,6 +97,8 @@ pub struct PeerStatus {
     pub received_bytes: u64,
     /// Bytes of packets given to it.
     pub sent_bytes: u64,
+    /// How long it has been silent although it owes an answer; `None` if it owes none.
+    pub silence: Option<Duration>,
 }
 
 /// One node's end of all its tunnels.
@@ -195,6 +197,7 @@ impl Tunnel {
             last_handshake: peer.last_handshake(),
             received_bytes: peer.received_bytes,
             sent_bytes: peer.sent_bytes,
+            silence: peer.silence(),
         })
     }
 

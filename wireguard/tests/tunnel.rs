@@ -28,6 +28,35 @@ fn packets_reach_the_node_of_their_destination_and_none_shows_on_the_wire() {
 }
 
 #[test]
+fn a_peer_that_owes_an_answer_is_silent_and_one_that_owes_none_is_not() {
+    let silence = |net: &mut Net| net.node(1).peers().next().unwrap().silence;
+    let mut net = Net::of(&[1, 2]);
+    assert!(net.reaches(1, 2) && net.reaches(2, 1));
+    for _ in 0..5 {
+        net.tick(Duration::from_secs(1));
+    }
+    assert_eq!(silence(&mut net), None, "nothing is outstanding");
+    // A packet that nothing answers.
+    let away = net.nodes.remove(&endpoint(2)).unwrap();
+    net.send(1, &packet([10, 1, 0, 1], [10, 2, 0, 1], b"x"));
+    for _ in 0..13 {
+        net.tick(Duration::from_secs(1));
+    }
+    assert_eq!(silence(&mut net), Some(Duration::from_secs(12)), "since the first tick after it");
+    net.nodes.insert(endpoint(2), away);
+    assert!(net.reaches(2, 1));
+    assert_eq!(silence(&mut net), None, "it was heard");
+
+    // Handshakes that nothing answers.
+    let mut alone = Net::of(&[1]);
+    alone.update(1, set(2, vec![peer(2)]));
+    for _ in 0..11 {
+        alone.tick(Duration::from_secs(1));
+    }
+    assert!(silence(&mut alone).is_some_and(|silence| silence >= Duration::from_secs(10)));
+}
+
+#[test]
 fn a_destination_without_peer_is_dropped_and_counted() {
     let mut net = Net::of(&[1, 2]);
     net.wire.clear();

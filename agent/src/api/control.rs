@@ -1,22 +1,29 @@
 //! `Control`: what `mesh-ctl` asks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::agent::{
-    Counter, Endpoint, EndpointsRequest, EndpointsResponse, ExplainRequest, ExplainResponse, PoliciesRequest,
-    PoliciesResponse, Policy, Problem, Program, StatusRequest, StatusResponse,
+    Counter, Endpoint, EndpointsRequest, EndpointsResponse, ExplainRequest, ExplainResponse, InForceRequest,
+    InForceResponse, PoliciesRequest, PoliciesResponse, Policy, Problem, Program, StatusRequest,
+    StatusResponse,
 };
-use policy::{Identities, PolicyObject, World};
+use policy::PolicyObject;
 use tonic::{Request, Response, Status};
 
 use super::{Shared, explain};
+use crate::check::{self, title};
+use crate::isolation;
 use crate::reconcile::View;
-use crate::source::Records;
+use crate::source::FileVersion;
 
 /// Policies of one answer for which the selected pods are worked out: it takes a compilation each. More of them are
 /// listed without; asking for one by name always gives its pods.
 const MAX_SELECTIONS: usize = 200;
+
+/// Longest wait for a change to be in force. A file is read within a second and the proxy waited for one more.
+const IN_FORCE_LIMIT: Duration = Duration::from_secs(10);
 
 pub(super) struct Service(pub(super) Arc<Shared>);
 
@@ -31,7 +38,6 @@ impl api::agent::control_server::Control for Service {
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         let view = self.view();
         let mut problems: Vec<Problem> = view.problems.iter().map(problem).collect();
-        problems.extend(view.tunnel.iter().flat_map(|tunnel| tunnel.problems.clone()));
         let counters = match self.0.maps.counters() {
             Ok(counters) => {
                 counters.iter().map(|(reason, value)| (reason.name().to_owned(), value)).collect()
@@ -46,7 +52,7 @@ impl api::agent::control_server::Control for Service {
         let counters = counters.into_iter().chain(of_tunnel).filter(|(_, value)| *value > 0);
         Ok(Response::new(StatusResponse {
             node: self.0.config.node_name.clone(),
-            programs: programs(&view),
+            programs: programs(&view, self.0.config.encryption),
             snapshot: view.compiled,
             snapshot_enforced: view.snapshot.number,
             snapshot_proxy: view.proxies.iter().map(|proxy| proxy.number).min().unwrap_or(0),
@@ -73,15 +79,44 @@ impl api::agent::control_server::Control for Service {
     }
 
     async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
-        explain::explain(&self.view().snapshot, &request.into_inner()).map(Response::new)
+        let (view, request) = (self.view(), request.into_inner());
+        let mut answer = explain::explain(&view.snapshot, &request)?;
+        tokio::task::block_in_place(|| isolation::name(&view, &request, &mut answer));
+        Ok(Response::new(answer))
     }
+
+    async fn in_force(&self, request: Request<InForceRequest>) -> Result<Response<InForceResponse>, Status> {
+        let request = request.into_inner();
+        let mut view = self.0.handle.view.clone();
+        let waited = tokio::time::timeout(IN_FORCE_LIMIT, view.wait_for(|view| is_in_force(view, &request)));
+        let late = || {
+            Status::deadline_exceeded(format!(
+                "not in force within {IN_FORCE_LIMIT:?}: see `mesh-ctl status`"
+            ))
+        };
+        let in_force = waited.await.map_err(|_| late())?;
+        let in_force = in_force.map_err(|_| Status::unavailable("the agent ends"))?;
+        Ok(Response::new(InForceResponse { snapshot: in_force.snapshot.number }))
+    }
+}
+
+/// Whether the files were read as they are now, and nothing that was compiled since waits for the kernel.
+fn is_in_force(view: &View, request: &InForceRequest) -> bool {
+    let Some(records) = &view.records else { return false };
+    let is_read = |file: &api::agent::FileVersion| {
+        let version = FileVersion { inode: file.inode, modified: (file.modified_s, file.modified_ns) };
+        records.files.get(&file.name) == Some(&version)
+    };
+    request.files.iter().all(is_read)
+        && !request.gone.iter().any(|name| records.files.contains_key(name))
+        && view.compiled == view.snapshot.number
 }
 
 pub(super) fn problem(problem: &policy::Problem) -> Problem {
     Problem { r#where: problem.location.clone(), message: problem.message.clone() }
 }
 
-fn programs(view: &View) -> Vec<Program> {
+fn programs(view: &View, encryption: bool) -> Vec<Program> {
     let program = |name: &str, state: &str, pid, version: &str| Program {
         name: name.to_owned(),
         state: state.to_owned(),
@@ -96,10 +131,14 @@ fn programs(view: &View) -> Vec<Program> {
     if view.proxies.is_empty() {
         programs.push(program("mesh-proxy", "not connected", 0, ""));
     }
-    programs.push(match &view.tunnel {
-        Some(tunnel) => program("mesh-wireguard", state(view.tunnel_hung), tunnel.pid, &tunnel.version),
-        None => program("mesh-wireguard", "not connected", 0, ""),
-    });
+    match &view.tunnel {
+        Some(tunnel) => {
+            programs.push(program("mesh-wireguard", state(view.tunnel_hung), tunnel.pid, &tunnel.version));
+        }
+        None if encryption => programs.push(program("mesh-wireguard", "not connected", 0, "")),
+        // Without encryption no node runs it.
+        None => {}
+    }
     programs
 }
 
@@ -147,52 +186,17 @@ fn policies(view: &View, request: &PoliciesRequest) -> Vec<Policy> {
             && (request.name.is_empty() || policy.name == request.name)
     });
     let asked: Vec<&Arc<PolicyObject>> = asked.collect();
-    let mut world = (asked.len() <= MAX_SELECTIONS).then(|| World {
-        this_node: view.snapshot.node.clone(),
-        namespaces: records.namespaces.clone(),
-        pods: records.pods.values().map(|pod| (**pod).clone()).collect(),
-        ..World::default()
-    });
-    let mut by_policy = problems_by_policy(view, records);
+    let mut world = (asked.len() <= MAX_SELECTIONS).then(|| check::world(records));
+    let mut by_policy = isolation::problems_by_policy(view, records);
     asked
         .into_iter()
         .map(|policy| Policy {
             kind: policy.kind.name().to_owned(),
             namespace: policy.namespace.clone(),
             name: policy.name.clone(),
-            selects: world.as_mut().map(|world| selected(world, policy)).unwrap_or_default(),
+            selects: world.as_mut().map(|world| check::select(world, policy).0).unwrap_or_default(),
             problems: by_policy.remove(&title(policy)).unwrap_or_default(),
             manifest: policy.manifest.to_string(),
         })
         .collect()
-}
-
-/// "Kind namespace/name", as the engine's problems begin.
-fn title(policy: &PolicyObject) -> String {
-    policy::Origin::policy(policy.kind, &policy.namespace, &policy.name).to_string()
-}
-
-fn problems_by_policy(view: &View, records: &Records) -> BTreeMap<String, Vec<Problem>> {
-    let titles: BTreeSet<String> = records.policies.values().map(|policy| title(policy)).collect();
-    let mut by_policy: BTreeMap<String, Vec<Problem>> = BTreeMap::new();
-    for found in &view.problems {
-        let head = found.location.split(':').next().unwrap_or("");
-        if titles.contains(head) {
-            by_policy.entry(head.to_owned()).or_default().push(problem(found));
-        }
-    }
-    by_policy
-}
-
-/// The pods that the policy, if it were the only one, would put under rules. The engine alone knows how to select.
-fn selected(world: &mut World, policy: &PolicyObject) -> Vec<String> {
-    world.policies = vec![policy.clone()];
-    let (snapshot, _) = policy::compile(world, &mut Identities::default(), 1);
-    let touched = snapshot.endpoints.iter().filter(|endpoint| {
-        let ruleset = snapshot.ruleset_of(endpoint);
-        ruleset.is_some_and(|ruleset| {
-            [&ruleset.ingress, &ruleset.egress].iter().any(|d| d.enforced || !d.rules.is_empty())
-        })
-    });
-    touched.map(|endpoint| format!("{}/{}", endpoint.namespace, endpoint.name)).collect()
 }

@@ -12,7 +12,7 @@ use policy::{
 use tonic::Status;
 
 /// Answers with the verdict of both ends and of the request, each with the rule that decided.
-pub(super) fn explain(snapshot: &Snapshot, request: &ExplainRequest) -> Result<ExplainResponse, Status> {
+pub(crate) fn explain(snapshot: &Snapshot, request: &ExplainRequest) -> Result<ExplainResponse, Status> {
     let source = endpoint(snapshot, "from", &request.from_namespace, &request.from_pod)?;
     let destination = endpoint(snapshot, "to", &request.to_namespace, &request.to_pod)?;
     let name = if request.protocol.is_empty() { "TCP" } else { &request.protocol };
@@ -155,6 +155,7 @@ fn direction_verdict(
         reason,
         policy: Some((&decision.origin).into()),
         node: endpoint.node.clone(),
+        isolated_by: Vec::new(),
     }
 }
 

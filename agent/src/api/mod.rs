@@ -24,6 +24,8 @@ use crate::config::Config;
 use crate::flows::Flows;
 use crate::reconcile::{ConnectionId, Handle};
 
+#[cfg(test)]
+pub(crate) use self::explain::explain;
 pub use self::listen::ListenError;
 
 /// Snapshots of a large cluster: as large as the proxy takes them.

@@ -98,7 +98,7 @@ fn response(node: &str, flow: &Flow) -> GetFlowsResponse {
 }
 
 fn lost(node: &str, count: u64) -> GetFlowsResponse {
-    let lost = LostEvent { num_events_lost: count };
+    let lost = LostEvent { num_events_lost: count, ..LostEvent::default() };
     GetFlowsResponse {
         node_name: node.to_owned(),
         time: None,

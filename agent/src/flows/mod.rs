@@ -12,9 +12,12 @@ use api::agent::RequestRecord;
 use api::flow::Flow;
 use datapath::Events;
 use datapath::lower::Origins;
+use policy::Direction;
 use tokio::sync::broadcast;
 
+use crate::isolation::Isolators;
 use crate::reconcile::{Handle, View};
+use crate::source::PodName;
 
 pub use self::filter::{FilterError, Filters};
 
@@ -30,13 +33,15 @@ pub struct Flows {
     node_name: String,
     kept: Mutex<VecDeque<Arc<Flow>>>,
     live: broadcast::Sender<Arc<Flow>>,
+    isolators: Mutex<Isolators>,
 }
 
 impl Flows {
     /// None yet.
     pub fn new(node_name: &str) -> Self {
         let (live, _) = broadcast::channel(BEHIND);
-        Self { node_name: node_name.to_owned(), kept: Mutex::new(VecDeque::with_capacity(KEPT)), live }
+        let kept = Mutex::new(VecDeque::with_capacity(KEPT));
+        Self { node_name: node_name.to_owned(), kept, live, isolators: Mutex::default() }
     }
 
     /// What is kept, oldest first, and a stream of everything that comes after: none is missing, none is there twice.
@@ -69,7 +74,26 @@ impl Flows {
         let origins: MutexGuard<'_, Origins> = handle.origins.lock().unwrap_or_else(PoisonError::into_inner);
         let others = std::iter::from_fn(|| events.try_next()).take(BURST);
         for event in std::iter::once(first).chain(others) {
-            self.add(event::flow(&view.snapshot, &origins, &self.node_name, &clock, &event));
+            let mut flow = event::flow(&view.snapshot, &origins, &self.node_name, &clock, &event);
+            self.name_isolating(&view, &mut flow);
+            self.add(flow);
+        }
+    }
+
+    /// Behind a default deny of a pod stand the policies that isolate it.
+    fn name_isolating(&self, view: &View, flow: &mut Flow) {
+        let sides = [
+            (Direction::Egress, &mut flow.egress_denied_by, &flow.source),
+            (Direction::Ingress, &mut flow.ingress_denied_by, &flow.destination),
+        ];
+        for (direction, denied_by, pod) in sides {
+            let is_default = denied_by.first().is_some_and(|policy| policy.kind.is_empty());
+            let Some(pod) = pod.as_ref().filter(|pod| is_default && !pod.pod_name.is_empty()) else {
+                continue;
+            };
+            let mut isolators = self.isolators.lock().unwrap_or_else(PoisonError::into_inner);
+            let found = isolators.of(view, PodName::new(&pod.namespace, &pod.pod_name), direction);
+            denied_by.extend(found.iter().flat_map(|origin| convert::policies(origin, direction, false)));
         }
     }
 

@@ -72,6 +72,7 @@ impl<S: Source> Reconciler<S> {
     /// Lets everybody see the state.
     pub(super) fn publish_view(&mut self) {
         let readiness = self.readiness();
+        let now = Instant::now();
         let mut problems: Vec<Problem> = Vec::new();
         problems.extend(self.problems.start.iter().cloned());
         match &self.records {
@@ -93,6 +94,15 @@ impl<S: Source> Reconciler<S> {
             message: proxy.state.error.clone(),
         }));
         problems.extend(self.hung_programs());
+        let of_tunnel = self.tunnel.iter().flat_map(|(_, report)| &report.problems);
+        problems.extend(
+            of_tunnel.map(|problem| Problem {
+                location: problem.r#where.clone(),
+                message: problem.message.clone(),
+            }),
+        );
+        problems.extend(self.unhealthy(now));
+        self.problem_log.follow(&problems, now);
         let attached =
             self.journal.contents().allocations.values().filter(|allocation| allocation.veth.is_some());
         let newest = self.pending.as_ref().map_or(&self.current, |pending| &pending.snapshot);

@@ -10,11 +10,13 @@ mod cni;
 mod compile;
 mod flip;
 mod gone;
+mod health;
 mod judges;
 mod news;
 mod node;
 mod peers;
 mod ready;
+mod problems;
 mod setup;
 mod silence;
 mod view;
@@ -43,9 +45,11 @@ use crate::source::{NodeStatus, Records, Source};
 
 use self::cni::Waiter;
 use self::gone::Gone;
+use self::health::Health;
 use self::judges::Judge;
 use self::news::Proxy;
 use self::node::Keeping;
+use self::problems::{ProblemLog, Problems};
 use self::silence::Voice;
 
 pub use self::check::CheckRequest;
@@ -106,19 +110,6 @@ struct Pending {
     deadline: Instant,
 }
 
-/// Problems by where they come from, replaced there.
-#[derive(Default)]
-struct Problems {
-    /// Found at the start.
-    start: Vec<Problem>,
-    compile: Vec<Problem>,
-    /// Of this node's network and its ways to the others.
-    node: Vec<Problem>,
-    /// Something that is being tried again.
-    retry: Vec<Problem>,
-    kernel: Vec<Problem>,
-}
-
 /// The state.
 pub struct Reconciler<S: Source> {
     config: Config,
@@ -164,6 +155,8 @@ pub struct Reconciler<S: Source> {
     announced: Option<NodeStatus>,
     known_nodes: KnownNodes,
     problems: Problems,
+    problem_log: ProblemLog,
+    health: Health,
 }
 
 impl<S: Source> Reconciler<S> {
@@ -266,8 +259,10 @@ impl<S: Source> Reconciler<S> {
         // One that has passed waits for something else.
         let waiter =
             self.waiters.iter().map(|waiter| waiter.deadline).filter(|deadline| *deadline > now).min();
+        let told = [self.health.next_wake(now), self.problem_log.next_end()];
         [pending, waiter, self.retry_at, self.keeping.retry_at, self.gone.next_due()]
             .into_iter()
+            .chain(told)
             .flatten()
             .min()
             .unwrap_or(now + TICK)
@@ -287,16 +282,13 @@ impl<S: Source> Reconciler<S> {
 
     /// Something failed that may succeed later.
     fn retry_later(&mut self, location: &str, error: &dyn std::fmt::Display) {
-        let problem = Problem { location: location.to_owned(), message: error.to_string() };
-        // Tried each second: one line until something else is wrong.
-        if !self.problems.retry.contains(&problem) {
-            tracing::error!(location, %error, "failed; tried again each second until it succeeds");
-        }
-        self.problems.retry = vec![problem];
+        let message = format!("{error}; it is tried again each second");
+        self.problems.retry = vec![Problem { location: location.to_owned(), message }];
         self.retry_at = Some(Instant::now() + RETRY);
     }
 
     async fn tick(&mut self) {
+        self.health.look_at_disk(&self.config.state_dir);
         if self.network.is_none() {
             return;
         }

@@ -108,9 +108,6 @@ impl<S: Source> Reconciler<S> {
             proxy.voice = voice;
             return;
         }
-        if !ack.error.is_empty() {
-            tracing::error!(pid = ack.pid, error = ack.error, "the proxy refused a snapshot");
-        }
         if ack.slots > 0 && ack.slots != self.slots {
             self.slots = ack.slots;
             self.write_config();

@@ -242,9 +242,6 @@ impl<S: Source> Reconciler<S> {
             tracing::warn!(repaired = made.join(", "), "somebody removed or changed what is the agent's");
         }
         let failed: Vec<Problem> = failed.iter().map(|error| self.node_problem(error)).collect();
-        for problem in failed.iter().filter(|problem| !self.keeping.problems.contains(problem)) {
-            tracing::error!(error = problem.message, "this node is not complete; tried again until it is");
-        }
         self.keeping.failures = if failed.is_empty() { 0 } else { self.keeping.failures.saturating_add(1) };
         // What fails may take its time to do so, and everything else waits behind it: less and less often.
         let pause = RETRY.saturating_mul(1 << self.keeping.failures.min(5) >> 1).min(TICK);

@@ -9,12 +9,15 @@ use datapath::lower::Installed;
 use policy::{Problem, Snapshot};
 use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use super::gone::Gone;
+use super::health::Health;
 use super::judges::Judge;
 use super::node::Keeping;
+use super::problems::{ProblemLog, Problems};
 use super::silence::Voice;
-use super::{Handle, Problems, REQUESTS, ReconcileError, Reconciler, View};
+use super::{Handle, REQUESTS, ReconcileError, Reconciler, View};
 use crate::config::Config;
 use crate::identities::StoredIdentities;
 use crate::journal::{AttachmentKey, Journal};
@@ -98,6 +101,8 @@ impl<S: Source> Reconciler<S> {
             announced: None,
             known_nodes: KnownNodes::open(&names::known_nodes(config)),
             problems: Problems { start, ..Problems::default() },
+            problem_log: ProblemLog::new(Instant::now()),
+            health: Health::default(),
         };
         Ok((reconciler, handle))
     }

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use policy::Problem;
 
+use super::FileVersion;
+
 /// Largest file that is read: the size that etcd takes for one object is 1.5 MiB, and a file may have many.
 const MAX_FILE_BYTES: u64 = 16 << 20;
 
@@ -133,6 +135,14 @@ impl<T> Files<T> {
                 Err(why) => file.error = Some(why),
             }
         }
+    }
+
+    /// The files as they were last read, those with errors too; one that is away for a moment is still there.
+    pub(super) fn versions(&self) -> impl Iterator<Item = (String, FileVersion)> {
+        self.files.iter().map(|(name, file)| {
+            let (inode, _, seconds, nanoseconds, ..) = file.stamp;
+            (name.clone(), FileVersion { inode, modified: (seconds, nanoseconds) })
+        })
     }
 
     pub(super) fn contents(&self) -> impl Iterator<Item = (&String, &T)> {

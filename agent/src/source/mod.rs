@@ -17,6 +17,27 @@ use std::sync::Arc;
 use policy::{Labels, Node, Pod, PolicyKind, PolicyObject, Problem};
 use tokio::sync::watch;
 
+/// Adds the objects of a manifest to what a source says.
+///
+/// # Errors
+/// Why it would not be taken, or what in it has no effect.
+pub(crate) fn add_manifest(text: &str, records: &mut Records) -> Result<(), Problem> {
+    let refused = |location: String, message: String| Err(Problem { location, message });
+    let parsed = match manifest::parse(text) {
+        Ok(parsed) => parsed,
+        Err(why) => return refused("manifest".to_owned(), why),
+    };
+    for object in &parsed.objects {
+        if let Some(twice) = object.add_to(records) {
+            return refused(twice, "it stands twice: delete one of them".to_owned());
+        }
+    }
+    match parsed.unknown.into_iter().next() {
+        Some((location, why)) => refused(location, why),
+        None => Ok(()),
+    }
+}
+
 pub use folder::FolderSource;
 pub use status::{NodeStatus, PodStatus};
 
@@ -62,6 +83,17 @@ pub struct Records {
     pub pod_status: BTreeMap<PodName, PodStatus>,
     /// What could not be read, and what was kept instead.
     pub problems: Vec<Problem>,
+    /// The files that this was read from; none if the source has none.
+    pub files: BTreeMap<String, FileVersion>,
+}
+
+/// Tells one version of a file from the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileVersion {
+    /// A file that is replaced gets another.
+    pub inode: u64,
+    /// Seconds and nanoseconds of its last change.
+    pub modified: (i64, i64),
 }
 
 /// Something that this node tells the others.
@@ -74,6 +106,16 @@ pub enum Announcement {
     /// A pod of this node has no address any more. Only withdrawn if what is announced has one of these addresses:
     /// the pod may have a new one already, here or on another node.
     PodGone(PodName, Vec<IpAddr>),
+}
+
+impl std::fmt::Display for Announcement {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Node(name, _) => write!(f, "Node {name}"),
+            Self::Pod(name, _) => write!(f, "Pod {name}"),
+            Self::PodGone(name, _) => write!(f, "the end of Pod {name}"),
+        }
+    }
 }
 
 /// Why something could not be published.

@@ -69,8 +69,9 @@ impl Reader {
     /// Reads what has changed, and the files in `touched` in any case. `None` if nothing was ever read.
     pub(super) fn read(&mut self, touched: &HashSet<OsString>) -> Option<Records> {
         self.trouble = self.read_folders(touched).err();
-        if let Some(why) = &self.trouble {
-            tracing::warn!(folder = %self.manifests.folder.display(), why, "manifests cannot be read; keeping what is known");
+        if let (Some(why), false) = (&self.trouble, self.has_read) {
+            // Later it is a problem among the others, which `mesh-ctl status` and the log show.
+            tracing::warn!(folder = %self.manifests.folder.display(), why, "manifests cannot be read");
         }
         self.has_read.then(|| self.records())
     }
@@ -159,6 +160,7 @@ impl Reader {
         self.nodes.errors(&mut problems);
         self.pods.errors(&mut problems);
         records.problems = problems;
+        records.files = self.manifests.versions().collect();
         records
     }
 }

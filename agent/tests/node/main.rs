@@ -4,6 +4,7 @@
 mod changes;
 mod fixture;
 mod lifecycle;
+mod problems;
 mod repair;
 mod streams;
 mod verbs;

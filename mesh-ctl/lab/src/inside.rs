@@ -91,7 +91,7 @@ impl Lab {
     /// # Errors
     /// If there is no such node.
     pub fn node_address(&self, node: &str) -> Result<IpAddr, LabError> {
-        let nodes = store::nodes(&store::read(self.folder())?);
+        let nodes = store::places(self.folder())?;
         match nodes.get(node) {
             Some(place) => Ok(IpAddr::V4(topology::node_address(*place))),
             None => Err(LabError::NoNode {

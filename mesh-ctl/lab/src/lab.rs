@@ -198,7 +198,25 @@ impl Lab {
     /// # Errors
     /// If its manifests cannot be read.
     pub fn nodes(&self) -> Result<Vec<String>, LabError> {
-        Ok(store::nodes(&store::read(&self.folder)?).into_keys().collect())
+        Ok(store::places(&self.folder)?.into_keys().collect())
+    }
+
+    /// Whether its nodes run this program.
+    ///
+    /// # Errors
+    /// If its record is not there (yet).
+    pub fn runs(&self, program: Program) -> Result<bool, LabError> {
+        let record: Option<LabRecord> = record::read(&self.folder.record())?;
+        let record = record.ok_or_else(|| LabError::NoLab(self.name().to_owned()))?;
+        Ok(record.programs.contains(&program))
+    }
+
+    /// The objects of its manifests, without those of files that cannot be read.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub fn objects(&self) -> Result<Vec<Object>, LabError> {
+        Ok(store::read_in_part(&self.folder)?.0.into_values().collect())
     }
 
     /// The pods that it has made or is making.

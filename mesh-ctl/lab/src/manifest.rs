@@ -86,6 +86,14 @@ pub fn parse(text: &str, from: &str) -> Result<Vec<Object>, LabError> {
 /// # Errors
 /// As [`parse`]; if nothing can be read, or a folder has no such file.
 pub fn read(path: &Path) -> Result<Vec<Object>, LabError> {
+    Ok(read_files(path)?.into_iter().map(|(_, object)| object).collect())
+}
+
+/// As [`read`], with the file of each object.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_files(path: &Path) -> Result<Vec<(String, Object)>, LabError> {
     let files = if path.is_dir() { manifest_files(path)? } else { vec![path.to_owned()] };
     if files.is_empty() {
         let message = "has no *.yaml, *.yml or *.json file".to_owned();
@@ -94,7 +102,12 @@ pub fn read(path: &Path) -> Result<Vec<Object>, LabError> {
     let mut objects = Vec::new();
     for file in files {
         let text = std::fs::read_to_string(&file).map_err(LabError::io("read", &file))?;
-        objects.extend(parse(&text, &file.display().to_string())?);
+        let from = file.display().to_string();
+        objects.extend(parse(&text, &from)?.into_iter().map(|object| (from.clone(), object)));
+    }
+    if objects.is_empty() {
+        let message = "there is no object in it".to_owned();
+        return Err(LabError::Manifest { location: path.display().to_string(), message });
     }
     Ok(objects)
 }

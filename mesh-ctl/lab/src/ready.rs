@@ -39,7 +39,7 @@ pub(crate) async fn wait(lab: &Folder, programs: &[Program], limit: Duration) ->
 pub(crate) async fn wait_for_pods(lab: &Folder, limit: Duration) -> Result<(), LabError> {
     let started = Instant::now();
     loop {
-        let wanted = store::pods(&store::read(lab)?);
+        let wanted = store::pods(&store::read_in_part(lab)?.0);
         match pods(lab, &wanted)? {
             None => return Ok(()),
             Some(missing) if started.elapsed() > limit => {

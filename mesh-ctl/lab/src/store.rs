@@ -12,6 +12,8 @@ use crate::error::LabError;
 use crate::folder::Folder;
 use crate::manifest::{self, Object, ObjectKey};
 use crate::pod::PodSpec;
+use crate::record;
+use crate::supervisor::NodeRecord;
 
 /// Everything that pods have addresses of.
 pub const POD_NETWORK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 8);
@@ -50,29 +52,51 @@ pub(crate) type Objects = BTreeMap<ObjectKey, Object>;
 
 /// Reads all objects. A file that another process replaces meanwhile is read before or after, never in part.
 pub(crate) fn read(lab: &Folder) -> Result<Objects, LabError> {
+    let (objects, broken) = read_in_part(lab)?;
+    broken.into_iter().next().map_or(Ok(objects), Err)
+}
+
+/// Reads the objects of all files that make sense, and says what is wrong with the others.
+pub(crate) fn read_in_part(lab: &Folder) -> Result<(Objects, Vec<LabError>), LabError> {
     let folder = lab.manifests();
-    let mut objects = Objects::new();
+    let (mut objects, mut broken) = (Objects::new(), Vec::new());
     for name in crate::folder::entries(&folder)? {
         if !name.ends_with(".yaml") || name.starts_with('.') {
             continue;
         }
         let file = folder.join(&name);
         match std::fs::read_to_string(&file) {
-            Ok(text) => {
-                let found = manifest::parse(&text, &name)?;
-                objects.extend(found.into_iter().map(|object| (object.key.clone(), object)));
-            }
+            Ok(text) => match manifest::parse(&text, &file.display().to_string()) {
+                Ok(found) => objects.extend(found.into_iter().map(|object| (object.key.clone(), object))),
+                Err(error) => broken.push(error),
+            },
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(LabError::io("read", &file)(error)),
+            Err(error) => broken.push(LabError::io("read", &file)(error)),
         }
     }
-    Ok(objects)
+    Ok((objects, broken))
+}
+
+/// Places of all nodes. A file that cannot be read takes no node away that runs.
+pub(crate) fn places(lab: &Folder) -> Result<BTreeMap<String, u8>, LabError> {
+    let (objects, broken) = read_in_part(lab)?;
+    let mut places = nodes(&objects);
+    if !broken.is_empty() {
+        for node in crate::folder::entries(&lab.nodes())? {
+            if let Ok(Some(NodeRecord { name, place, .. })) = record::read(&lab.node_record(&node)) {
+                places.entry(name).or_insert(place);
+            }
+        }
+    }
+    Ok(places)
 }
 
 /// Stores objects, completed: nodes with addresses and a pod range, pods with a uid and a node. All or none.
 pub(crate) fn apply(lab: &Folder, new: Vec<Object>) -> Result<Vec<(ObjectKey, Change)>, LabError> {
     let _lock = lock(lab)?;
-    let before = read(lab)?;
+    // What another hand broke in the folder keeps nothing else from being applied, but for nodes: their places must differ.
+    let needs_all = new.iter().any(|object| object.key.kind == "Node");
+    let before = if needs_all { read(lab)? } else { read_in_part(lab)?.0 };
     let mut after = before.clone();
     let (nodes, others): (Vec<_>, Vec<_>) = new.into_iter().partition(|object| object.key.kind == "Node");
     let mut keys = Vec::new();
@@ -104,7 +128,8 @@ pub(crate) fn apply(lab: &Folder, new: Vec<Object>) -> Result<Vec<(ObjectKey, Ch
 /// Removes objects; a Namespace with everything in it. All or none.
 pub(crate) fn delete(lab: &Folder, keys: &[ObjectKey]) -> Result<Vec<(ObjectKey, Change)>, LabError> {
     let _lock = lock(lab)?;
-    let objects = read(lab)?;
+    let needs_all = keys.iter().any(|key| matches!(key.kind.as_str(), "Node" | "Namespace"));
+    let objects = if needs_all { read(lab)? } else { read_in_part(lab)?.0 };
     let mut doomed = Vec::new();
     for key in keys {
         if key.kind == "Namespace" {

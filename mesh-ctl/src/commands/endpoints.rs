@@ -6,23 +6,19 @@ use api::agent::{Endpoint, EndpointsRequest};
 use serde_json::{Value, json};
 
 use crate::cli::Scope;
-use crate::error::{CtlError, DONE};
+use crate::error::{CtlError, DONE, UNREACHABLE};
 use crate::table::Table;
 use crate::target;
 
+/// 0, or 3 if an agent did not answer.
 pub(super) async fn run(scope: &Scope) -> Result<u8, CtlError> {
     // Each agent lists the whole cluster; on its own pods it knows best.
     let mut endpoints: BTreeMap<(String, String), Endpoint> = BTreeMap::new();
-    let (mut answered, mut last) = (false, None);
-    for target in target::choose(scope)? {
-        let list = match target::answer(&target, target.control().endpoints(EndpointsRequest {})).await {
-            Ok(list) => list,
-            Err(error) => {
-                last = Some(error);
-                continue;
-            }
-        };
-        answered = true;
+    let answers = super::ask_all(scope, async |target| {
+        target::answer(&target, target.control().endpoints(EndpointsRequest {})).await
+    });
+    let (lists, is_partial) = super::answered(answers.await?)?;
+    for list in lists {
         for endpoint in list.endpoints {
             if scope.node.as_ref().is_some_and(|node| *node != endpoint.node) {
                 continue;
@@ -33,12 +29,9 @@ pub(super) async fn run(scope: &Scope) -> Result<u8, CtlError> {
             }
         }
     }
-    if let (false, Some(error)) = (answered, last) {
-        return Err(error);
-    }
     let endpoints: Vec<_> = endpoints.into_values().collect();
     super::print(scope, || Value::Array(endpoints.iter().map(json).collect()), || table(&endpoints))?;
-    Ok(DONE)
+    Ok(if is_partial { UNREACHABLE } else { DONE })
 }
 
 fn json(endpoint: &Endpoint) -> Value {

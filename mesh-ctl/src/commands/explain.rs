@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::cli::{Explain, Scope};
 use crate::error::{CtlError, DONE, REFUSED};
+use crate::suggest;
 use crate::table::Table;
 use crate::target::{self, namespaced};
 
@@ -16,10 +17,24 @@ pub(super) async fn run(scope: &Scope, command: Explain) -> Result<u8, CtlError>
     let request = request(&command)?;
     let answer = super::first_answer(scope, async |target| {
         target::answer(&target, target.control().explain(request.clone())).await
-    })
-    .await?;
+    });
+    let answer = match answer.await {
+        Err(CtlError::NotFound(why)) => return Err(not_found(scope, &request, why).await),
+        answer => answer?,
+    };
     super::print(scope, || json(&answer), || table(&command, &answer))?;
     Ok(if matches!(answer.verdict.as_str(), "allowed" | "redirected") { DONE } else { REFUSED })
+}
+
+/// Which of the two pods does not exist, and which may be meant.
+async fn not_found(scope: &Scope, request: &ExplainRequest, why: String) -> CtlError {
+    let known = super::pod_names(scope).await;
+    let ends = [(&request.from_namespace, &request.from_pod), (&request.to_namespace, &request.to_pod)];
+    let is_known =
+        |(namespace, pod): &(&String, &String)| known.iter().any(|(a, b)| (&a, &b) == (namespace, pod));
+    let missing = ends.into_iter().filter(|end| !is_known(end));
+    let missing: Vec<_> = missing.map(|(namespace, pod)| suggest::no_pod(namespace, pod, &known)).collect();
+    CtlError::NotFound(if missing.is_empty() { why } else { missing.join("\n") })
 }
 
 fn request(command: &Explain) -> Result<ExplainRequest, CtlError> {
@@ -91,7 +106,17 @@ fn direction(verdict: &DirectionVerdict, direction: &str) -> Value {
         }
         None => Value::Null,
     };
-    json!({"verdict": verdict.verdict, "reason": verdict.reason, "node": verdict.node, "policy": policy})
+    let isolated_by = verdict
+        .isolated_by
+        .iter()
+        .map(|origin| json!({"kind": origin.kind, "namespace": origin.namespace, "name": origin.name}));
+    json!({
+        "verdict": verdict.verdict,
+        "reason": verdict.reason,
+        "node": verdict.node,
+        "policy": policy,
+        "isolated_by": isolated_by.collect::<Vec<_>>(),
+    })
 }
 
 /// `ingress[0].http[1]`, `ingressDeny[0]`; `None` if no single rule decided.
@@ -179,6 +204,7 @@ mod tests {
                 reason: String::new(),
                 policy,
                 node: "node-1".into(),
+                ..DirectionVerdict::default()
             })
         };
         let answer = ExplainResponse {

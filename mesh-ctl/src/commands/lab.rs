@@ -9,35 +9,50 @@ use std::time::{Duration, Instant, SystemTime};
 use lab::{Change, Lab, LabOptions, Object, ObjectKey, Phase, manifest};
 use serde_json::{Value, json};
 
+use super::check::refuse_problems;
+use super::in_force;
 use crate::cli::{LabCommand, LabName, Scope};
 use crate::error::{CtlError, DONE};
+use crate::suggest;
 use crate::table::Table;
 use crate::target::namespaced;
 
 /// Name of the lab if none is given.
 const DEFAULT_NAME: &str = "selvage";
+/// For messages: where manifests come from that stand in no file.
+const STANDARD_INPUT: &str = "standard input";
 /// Longest wait for pods after a change.
 const PODS_LIMIT: Duration = Duration::from_secs(15);
 
 pub(super) fn run(scope: &Scope, command: LabCommand) -> Result<u8, CtlError> {
     match command {
-        LabCommand::Up { name, nodes, manifests, encryption, timeout } => {
+        LabCommand::Up { name, nodes, manifests, encryption, timeout, allow_problems } => {
+            needs_root()?;
+            if let Some(path) = &manifests {
+                refuse_problems(&[], &manifest::read_files(path)?, allow_problems)?;
+            }
             let (name, ready_limit) = (name_of(scope, name), Duration::from_secs(timeout));
             up(scope, LabOptions { name, nodes, manifests, encryption, ready_limit, ..LabOptions::default() })
         }
-        LabCommand::Apply { name, file } => {
+        LabCommand::Apply { name, file, allow_problems, no_wait } => {
             let lab = Lab::open(&name_of(scope, name))?;
-            changed(scope, &lab, lab.apply(read(&file)?)?)
+            let new = read(&file)?;
+            refuse_problems(&lab.objects()?, &new, allow_problems)?;
+            let (nodes, started) = (lab.nodes()?, Instant::now());
+            let changes = lab.apply(new.into_iter().map(|(_, object)| object).collect())?;
+            changed(scope, &lab, &changes, (!no_wait).then_some((nodes, started)))
         }
-        LabCommand::Delete { name, file } => {
+        LabCommand::Delete { name, file, no_wait } => {
             let lab = Lab::open(&name_of(scope, name))?;
-            let keys: Vec<_> = read(&file)?.into_iter().map(|object| object.key).collect();
-            changed(scope, &lab, lab.delete(&keys)?)
+            let keys: Vec<_> = read(&file)?.into_iter().map(|(_, object)| object.key).collect();
+            let (nodes, started) = (lab.nodes()?, Instant::now());
+            let changes = lab.delete(&keys)?;
+            changed(scope, &lab, &changes, (!no_wait).then_some((nodes, started)))
         }
         LabCommand::Exec { name, pod, command } => {
             let lab = Lab::open(&name_of(scope, name))?;
             let (namespace, pod) = namespaced(&pod);
-            lab.pod(&namespace, &pod)?;
+            running(&lab, &namespace, &pod)?;
             become_it(|program| lab.pod_command(&namespace, &pod, program), &command)
         }
         LabCommand::NodeExec { name, target, command } => {
@@ -51,6 +66,7 @@ pub(super) fn run(scope: &Scope, command: LabCommand) -> Result<u8, CtlError> {
         }
         LabCommand::Ls => ls(scope),
         LabCommand::Down { name } => {
+            needs_root()?;
             Lab::open(&name_of(scope, name))?.down()?;
             Ok(DONE)
         }
@@ -88,22 +104,32 @@ fn up(scope: &Scope, options: LabOptions) -> Result<u8, CtlError> {
     Ok(DONE)
 }
 
-fn read(files: &[PathBuf]) -> Result<Vec<Object>, CtlError> {
+/// The objects of all files, each with the file it stands in.
+fn read(files: &[PathBuf]) -> Result<Vec<(String, Object)>, CtlError> {
     let mut objects = Vec::new();
     for file in files {
         if file == Path::new("-") {
             let mut text = String::new();
             std::io::stdin().read_to_string(&mut text)?;
-            objects.extend(manifest::parse(&text, "standard input")?);
+            let found = manifest::parse(&text, STANDARD_INPUT)?;
+            if found.is_empty() {
+                return Err(CtlError::Usage(format!("{STANDARD_INPUT}: there is no object in it")));
+            }
+            objects.extend(found.into_iter().map(|object| (STANDARD_INPUT.to_owned(), object)));
         } else {
-            objects.extend(manifest::read(file)?);
+            objects.extend(manifest::read_files(file)?);
         }
     }
     Ok(objects)
 }
 
-/// Says what was changed, then waits for the pods it concerns.
-fn changed(scope: &Scope, lab: &Lab, changes: Vec<(ObjectKey, Change)>) -> Result<u8, CtlError> {
+/// Says what was changed, then waits for the pods it concerns, and until it is in force on these nodes.
+fn changed(
+    scope: &Scope,
+    lab: &Lab,
+    changes: &[(ObjectKey, Change)],
+    wait: Option<(Vec<String>, Instant)>,
+) -> Result<u8, CtlError> {
     let json = || {
         let change = |(key, change): &(ObjectKey, Change)| json!({"kind": key.kind, "namespace": key.namespace, "name": key.name, "change": change.to_string()});
         Value::Array(changes.iter().map(change).collect())
@@ -111,12 +137,28 @@ fn changed(scope: &Scope, lab: &Lab, changes: Vec<(ObjectKey, Change)>) -> Resul
     let table = || changes.iter().map(|(key, change)| format!("{key} {change}\n")).collect();
     super::print(scope, json, table)?;
     std::io::stdout().flush()?;
+    let Some((nodes, started)) = wait else { return Ok(DONE) };
     let concerns_pods =
         |(key, change): &(ObjectKey, Change)| key.kind == "Pod" && *change != Change::Unchanged;
     if changes.iter().any(concerns_pods) {
         lab.wait_for_pods(PODS_LIMIT)?;
     }
-    Ok(DONE)
+    super::wait_for(in_force::wait(lab, changes, &nodes, started))
+}
+
+fn needs_root() -> Result<(), CtlError> {
+    let own = std::fs::metadata("/proc/self")?;
+    if std::os::unix::fs::MetadataExt::uid(&own) == 0 { Ok(()) } else { Err(CtlError::needs_root()) }
+}
+
+/// The pod, if it runs.
+fn running(lab: &Lab, namespace: &str, pod: &str) -> Result<(), CtlError> {
+    let known: Vec<_> = lab.pods()?.into_iter().map(|pod| (pod.namespace, pod.name)).collect();
+    if !known.iter().any(|(own, name)| own == namespace && name == pod) {
+        return Err(CtlError::NotFound(suggest::no_pod(namespace, pod, &known)));
+    }
+    lab.pod(namespace, pod)?;
+    Ok(())
 }
 
 /// Becomes the command: its terminal, signals and exit code are this process's.

@@ -2,12 +2,13 @@
 
 use std::fmt::Debug;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
 use api::agent::control_server::{Control, ControlServer};
 use api::agent::{
-    Endpoint, EndpointsRequest, EndpointsResponse, ExplainRequest, ExplainResponse, PoliciesRequest,
-    PoliciesResponse, Policy, StatusRequest, StatusResponse,
+    Endpoint, EndpointsRequest, EndpointsResponse, ExplainRequest, ExplainResponse, InForceRequest,
+    InForceResponse, PoliciesRequest, PoliciesResponse, Policy, StatusRequest, StatusResponse,
 };
 use api::flow::Flow;
 use api::observer::get_flows_response::ResponseTypes;
@@ -15,6 +16,7 @@ use api::observer::observer_server::{Observer, ObserverServer};
 use api::observer::{GetFlowsRequest, GetFlowsResponse};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
+use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, async_trait};
 
 /// What it answers.
@@ -24,6 +26,8 @@ pub(crate) struct Answers {
     pub(crate) endpoints: Vec<Endpoint>,
     pub(crate) policies: Vec<Policy>,
     pub(crate) explain: ExplainResponse,
+    /// Whether `explain` knows the pods of `endpoints` only, and not every pod.
+    pub(crate) is_strict: bool,
     pub(crate) flows: Vec<GetFlowsResponse>,
 }
 
@@ -31,7 +35,7 @@ pub(crate) struct Answers {
 pub(crate) struct Agent {
     pub(crate) socket: PathBuf,
     asked: Arc<Mutex<String>>,
-    _folder: tempfile::TempDir,
+    _folder: Option<tempfile::TempDir>,
     _runtime: Option<tokio::runtime::Runtime>,
 }
 
@@ -39,6 +43,12 @@ impl Agent {
     pub(crate) fn start(answers: Answers) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("agent.sock");
+        Self { _folder: Some(folder), ..Self::start_at(socket, answers) }
+    }
+
+    /// On a socket that is another's, or that a dead one left.
+    pub(crate) fn start_at(socket: PathBuf, answers: Answers) -> Self {
+        let _ = std::fs::remove_file(&socket);
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let asked = Arc::new(Mutex::new(String::new()));
@@ -50,7 +60,7 @@ impl Agent {
                 .add_service(ObserverServer::new(service))
                 .serve_with_incoming(UnixListenerStream::new(listener)),
         );
-        Self { socket, asked, _folder: folder, _runtime: Some(runtime) }
+        Self { socket, asked, _folder: None, _runtime: Some(runtime) }
     }
 
     /// A socket that nobody listens on.
@@ -59,7 +69,7 @@ impl Agent {
         Self {
             socket: folder.path().join("agent.sock"),
             asked: Arc::default(),
-            _folder: folder,
+            _folder: Some(folder),
             _runtime: None,
         }
     }
@@ -111,13 +121,25 @@ impl Control for Service {
 
     async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
         self.note(&request);
+        let asked = request.into_inner();
+        let ends = [(asked.from_namespace, asked.from_pod), (asked.to_namespace, asked.to_pod)];
+        let is_known = |(namespace, name): &(String, String)| {
+            self.answers.endpoints.iter().any(|pod| pod.namespace == *namespace && pod.name == *name)
+        };
+        if self.answers.is_strict && !ends.iter().all(is_known) {
+            return Err(Status::not_found("from: no such pod"));
+        }
         Ok(Response::new(self.answers.explain.clone()))
+    }
+
+    async fn in_force(&self, _: Request<InForceRequest>) -> Result<Response<InForceResponse>, Status> {
+        Ok(Response::new(InForceResponse { snapshot: 1 }))
     }
 }
 
 #[async_trait]
 impl Observer for Service {
-    type GetFlowsStream = tokio_stream::Iter<std::vec::IntoIter<Result<GetFlowsResponse, Status>>>;
+    type GetFlowsStream = Pin<Box<dyn Stream<Item = Result<GetFlowsResponse, Status>> + Send>>;
 
     async fn get_flows(
         &self,
@@ -125,6 +147,10 @@ impl Observer for Service {
     ) -> Result<Response<Self::GetFlowsStream>, Status> {
         self.note(&request);
         let flows: Vec<_> = self.answers.flows.iter().cloned().map(Ok).collect();
-        Ok(Response::new(tokio_stream::iter(flows)))
+        let flows = tokio_stream::iter(flows);
+        if !request.get_ref().follow {
+            return Ok(Response::new(Box::pin(flows)));
+        }
+        Ok(Response::new(Box::pin(flows.chain(tokio_stream::pending()))))
     }
 }

@@ -6,6 +6,7 @@
 
 mod cilium;
 mod element;
+mod fix;
 mod http_rule;
 mod network_policy;
 mod ports;

@@ -2,6 +2,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::fix::with_fix;
 use crate::{PolicyObject, Problem};
 
 /// A field that exists but is not supported, and what to write instead.
@@ -71,7 +72,7 @@ impl<'a> Reader<'a> {
                 let path = if path == "." { "" } else { path.as_str() };
                 let dot = if place.is_empty() || path.is_empty() || path.starts_with('[') { "" } else { "." };
                 let place = format!("{place}{dot}{path}");
-                self.problem(&place, error.into_inner().to_string());
+                self.problem(&place, with_fix(error.into_inner().to_string()));
                 None
             }
         }

@@ -132,18 +132,23 @@ impl Supervisor {
         if self.settled && now == self.seen {
             return Ok(());
         }
-        let objects = store::read(&self.lab)?;
+        let (objects, broken) = store::read_in_part(&self.lab)?;
+        for error in &broken {
+            tracing::error!(%error, "what it says is not followed, and nothing is taken away meanwhile");
+        }
+        // What a file that cannot be read no longer says may be what runs.
+        let stays = || (!broken.is_empty()).then(|| "in use".to_owned());
         let nodes = store::nodes(&objects);
         let pods: BTreeMap<_, _> = store::pods(&objects)
             .into_iter()
             .filter(|pod| nodes.contains_key(&pod.node))
             .map(|pod| ((pod.namespace.clone(), pod.name.clone()), pod))
             .collect();
-        retire(&mut self.pods, |key| pods.get(key).map(|pod| pod.uid.clone()));
+        retire(&mut self.pods, |key| pods.get(key).map(|pod| pod.uid.clone()).or_else(stays));
         // A node goes after its pods, which need its agent for their DEL.
         let in_use = self.pods.values().any(|pod| pod.cancel.is_cancelled());
         retire(&mut self.nodes, |name| {
-            nodes.get(name).map(u8::to_string).or_else(|| in_use.then(|| "in use".to_owned()))
+            nodes.get(name).map(u8::to_string).or_else(|| in_use.then(|| "in use".to_owned())).or_else(stays)
         });
         for (name, place) in nodes {
             self.nodes.entry(name.clone()).or_insert_with(|| {

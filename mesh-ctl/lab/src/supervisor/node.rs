@@ -67,7 +67,7 @@ async fn make(lab: &Folder, name: &str, place: u8, of_lab: &LabRecord) -> Result
     record::write(&lab.node_record(name), &record)?;
     topology::create_node(lab, name, place).await?;
     if !of_lab.encryption
-        && let Some(range) = store::pod_range(&store::read(lab)?, name)
+        && let Some(range) = store::pod_range(&store::read_in_part(lab)?.0, name)
     {
         topology::route_pods(lab, name, place, range).await?;
     }

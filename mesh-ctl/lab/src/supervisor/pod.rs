@@ -109,7 +109,7 @@ impl Pod<'_> {
             tokio::time::sleep(LOOK).await;
         }
         if self.spec.host_network {
-            let place = crate::store::nodes(&crate::store::read(self.lab)?).remove(&self.spec.node);
+            let place = crate::store::places(self.lab)?.remove(&self.spec.node);
             self.record.address = place.map(|place| topology::node_address(place).into());
             return Ok(());
         }
