@@ -10,9 +10,6 @@ use api::agent::{
     AllocateRequest, AllocateResponse, AttachRequest, AttachResponse, Attachment, AttachmentsRequest,
     AttachmentsResponse, CheckRequest, CheckResponse, ReadyRequest, ReadyResponse, ReleaseRequest,
     ReleaseResponse,
-    AllocateRequest, AllocateResponse, AttachRequest, AttachResponse, Attachment, EndpointsRequest,
-    EndpointsResponse, ExplainRequest, ExplainResponse, InForceRequest, InForceResponse, PoliciesRequest,
-    PoliciesResponse, ReleaseRequest, ReleaseResponse, StatusRequest, StatusResponse,
 };
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -156,9 +153,5 @@ impl Cni for Service {
             })
             .collect();
         Ok(Response::new(AttachmentsResponse { attachments }))
-    }
-
-    async fn in_force(&self, _: Request<InForceRequest>) -> Result<Response<InForceResponse>, Status> {
-        Err(Status::unimplemented(""))
     }
 }
