@@ -27,6 +27,10 @@ fn a_segment_from_the_midst_of_nothing_does_not_reach_the_world() {
     assert_eq!(bench.a_sends(&tcp(CLIENT, site, SYN)).action, DROP);
     bench.events();
     assert_eq!(bench.a_sends(&tcp_with_data(CLIENT, site)).action, DROP, "as a reply to what nobody asked");
+    assert_eq!(bench.refusal().0, Reason::NoEntry);
+    // Not even if A's own stack says so: A may have made it say that.
+    let _sockets = bench.pods_have(CLIENT, site);
+    assert_eq!(bench.a_sends(&tcp_with_data(CLIENT, site)).action, DROP);
     assert_eq!(bench.refusal(), (Reason::DeniedEgress, direction::EGRESS));
     // The same for real: the world's own segment shows that it opened the connection.
     assert_eq!(bench.forwarded_to_a(&tcp(site, CLIENT, ACK)).action, NEXT);
