@@ -164,6 +164,7 @@ fn a_real_pod_reaches_the_tunnel_without_any_route_and_nothing_else_reaches_the_
 }
 
 /// The next IPv4 packet that the TUN was given.
+#[cfg(test)]
 fn read_from(tun: &std::fs::File) -> Vec<u8> {
     let flags = nix::fcntl::OFlag::O_NONBLOCK;
     nix::fcntl::fcntl(tun, nix::fcntl::FcntlArg::F_SETFL(flags)).unwrap();
