@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, header};
 
 use crate::{Direction, IdentityId, Origin, Pattern, Protocol, RequestHead};
 
@@ -171,8 +171,8 @@ impl HttpRule {
 pub struct HeaderMatch {
     /// Its name; case does not count.
     pub name: HeaderName,
-    /// Its whole value, byte for byte; repeated headers count as one, joined by commas (RFC 9110 section 5.3).
-    /// None: it only has to be there.
+    /// Its whole value, byte for byte; repeated headers count as one, joined by commas (RFC 9110 section 5.3), those of
+    /// Cookie by "; " (RFC 9113 section 8.2.3). None: it only has to be there.
     pub value: Option<String>,
 }
 
@@ -184,12 +184,18 @@ impl HeaderMatch {
         let Some(expected) = &self.value else { return true };
         let Some(mut rest) = expected.as_bytes().strip_prefix(first.as_bytes()) else { return false };
         for value in values {
-            match rest.strip_prefix(b",").and_then(|rest| rest.strip_prefix(value.as_bytes())) {
+            match rest.strip_prefix(self.separator()).and_then(|rest| rest.strip_prefix(value.as_bytes())) {
                 Some(shorter) => rest = shorter,
                 None => return false,
             }
         }
         rest.is_empty()
+    }
+
+    /// Between the values of a repeated header. HTTP/2 clients send each cookie in a field of its own, and servers read
+    /// them, and several Cookie lines of HTTP/1, as one list of cookies.
+    fn separator(&self) -> &'static [u8] {
+        if self.name == header::COOKIE { b"; " } else { b"," }
     }
 }
 
@@ -230,6 +236,28 @@ mod tests {
         }
         let present = HeaderMatch { name: "x-key".parse().unwrap(), value: None };
         assert!(present.matches(&headers(&[""])) && !present.matches(&headers(&[])));
+    }
+
+    #[test]
+    fn repeated_cookies_are_one_list_of_cookies() {
+        let exact = |value: &str| HeaderMatch { name: "Cookie".parse().unwrap(), value: Some(value.into()) };
+        let cookies = |values: &[&str]| {
+            HeaderMap::from_iter(values.iter().map(|value| (header::COOKIE, value.parse().unwrap())))
+        };
+        for (expected, values, matches) in [
+            ("a=1; b=2", &["a=1", "b=2"][..], true),
+            ("a=1; b=2", &["a=1; b=2"], true),
+            ("a=1; b=2; c=3", &["a=1", "b=2; c=3"], true),
+            ("a=1", &["a=1"], true),
+            ("a=1,b=2", &["a=1,b=2"], true),
+            ("a=1,b=2", &["a=1", "b=2"], false),
+            ("a=1;b=2", &["a=1", "b=2"], false),
+            ("a=1; b=2", &["b=2", "a=1"], false),
+            ("a=1; b=2", &["a=1", "b=2", "c=3"], false),
+            ("a=1; b=2", &["a=1"], false),
+        ] {
+            assert_eq!(exact(expected).matches(&cookies(values)), matches, "{expected:?} on {values:?}");
+        }
     }
 
     #[test]

@@ -431,3 +431,17 @@ fn a_client_that_goes_away_ends_the_request_upstream() {
     assert!(ended.recv_timeout(common::PATIENCE).unwrap(), "the server sees a reset");
     assert_eq!(rig.record().reason, "client_gone");
 }
+
+#[test]
+fn several_cookie_lines_are_judged_as_one_list_of_cookies() {
+    let origin = Origin::polite();
+    let mut rig = Rig::new(origin.address, 8080);
+    rig.apply(2, Some(shop_policy_with(json!([{ "path": "/list", "headers": ["Cookie: a=1; b=2"] }]))));
+    let mut client = rig.client(FRONTEND);
+    let request = |cookies: &str| format!("GET /list HTTP/1.1\r\nHost: api\r\n{cookies}\r\n");
+    let both = request("Cookie: a=1\r\nCookie: b=2\r\n");
+    client.send(&both).expect(OK);
+    origin.wait_for(&both);
+    client.send(request("Cookie: a=1\r\nCookie: c=2\r\n"));
+    assert!(client.response().0.starts_with("HTTP/1.1 403 "));
+}

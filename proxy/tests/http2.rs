@@ -110,6 +110,43 @@ async fn nothing_is_added_and_trailers_pass_both_ways() {
     assert_eq!((record.status, record.reason, &record.host[..]), (299, "forwarded", &b"Api.example:80"[..]));
 }
 
+/// RFC 9113 section 8.2.3: clients split Cookie into one field for each cookie.
+#[tokio::test]
+async fn cookies_are_judged_as_one_list_and_forwarded_as_they_came() {
+    let (address, mut requests) = origin().await;
+    let mut rig = Rig::new(address, 8080);
+    rig.apply(
+        2,
+        Some(shop_policy_with(json!([
+            { "path": "/list", "headers": ["Cookie: a=1; b=2"] },
+            { "path": "/comma", "headers": ["Cookie: a=1,b=2"] },
+        ]))),
+    );
+    let mut client = client(&rig).await;
+    for (path, cookies, passes) in [
+        ("/list", &["a=1", "b=2"][..], true),
+        ("/list", &["a=1; b=2"], true),
+        ("/list", &["a=1"], false),
+        ("/list", &["b=2", "a=1"], false),
+        ("/comma", &["a=1", "b=2"], false),
+        ("/comma", &["a=1,b=2"], true),
+    ] {
+        let mut request = get(path);
+        for cookie in cookies {
+            request.headers_mut().append("cookie", cookie.parse().unwrap());
+        }
+        let (response, _) = client.send_request(request, true).unwrap();
+        if passes {
+            let (request, mut respond) = within(requests.recv()).await.unwrap();
+            let got: Vec<_> = request.headers().get_all("cookie").iter().collect();
+            assert_eq!(got, cookies);
+            respond.send_response(Response::new(()), true).unwrap();
+        }
+        let status = within(response).await.unwrap().status().as_u16();
+        assert_eq!(status, if passes { 200 } else { 403 }, "{path} with {cookies:?}");
+    }
+}
+
 #[tokio::test]
 async fn trailers_that_would_change_a_judged_head_are_not_passed_on() {
     let (address, mut requests) = origin().await;
