@@ -17,7 +17,7 @@ fn main() -> anyhow::Result<()> {
         return Ok(());
     }
     let filter = tracing_subscriber::EnvFilter::try_from_env("SELVAGE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(::api::log::DEFAULT));
     // A log that cannot be written (a full disk) is lost; the subscriber's report of that panics.
     tracing_subscriber::fmt()
         .with_env_filter(filter)

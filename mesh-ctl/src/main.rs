@@ -10,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     // The supervisor's words are its log. For all other commands they would stand in the way of the answer.
-    let level = if commands::is_supervisor(&cli) { "info" } else { "off" };
+    let level = if commands::is_supervisor(&cli) { api::log::DEFAULT } else { "off" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     // A log that cannot be written (a full disk) is lost; the subscriber's report of that panics.
     tracing_subscriber::fmt()

@@ -25,6 +25,7 @@ pub mod process;
 pub mod pulse;
 pub mod record;
 pub mod refusal;
+mod seldom;
 pub mod session;
 pub mod slot;
 pub mod store;

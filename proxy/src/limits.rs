@@ -152,6 +152,9 @@ pub const FALLBACK_TRIES: u16 = 64;
 /// Pause after `accept` failed for want of descriptors or memory: lets others finish instead of spinning.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
+/// The same warning, of one thread, is not written again for so long: clients bring about what some of them say.
+pub const LOG_PAUSE: Duration = Duration::from_secs(10);
+
 /// How often a master looks whether the agent has pinned the listener map by now, and how long it does before it gives up
 /// and says so: on a new node the agent is installed in the same minute.
 pub const PINS_WAIT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(600));

@@ -18,7 +18,7 @@ fn main() -> anyhow::Result<()> {
         print!("{}", toml::to_string(&config).context("cannot print the options")?);
         return Ok(());
     }
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(api::log::DEFAULT));
     let colours = std::io::stderr().is_terminal();
     // A log that cannot be written (a full disk) is lost; the subscriber's report of that panics.
     tracing_subscriber::fmt()

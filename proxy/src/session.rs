@@ -112,7 +112,9 @@ impl<C: Connect> Session<C> {
     pub(crate) async fn connect(&self) -> Option<TcpStream> {
         let connected = async {
             let Some(source) = self.gate.upstream_source() else {
-                tracing::warn!(destination = %self.destination, "no address of this node to connect with");
+                if self.thread.warned.no_node_address.may_say() {
+                    tracing::warn!(destination = %self.destination, "no address of this node to connect with");
+                }
                 return None;
             };
             let route = Route { client: self.client, destination: self.destination, source };

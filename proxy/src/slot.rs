@@ -98,7 +98,9 @@ impl<C: Connect> Slot<C> {
             Err(error) if is_about_one_connection(&error) => return,
             Err(error) => {
                 counters.accept_failed.add();
-                tracing::warn!(%error, "cannot accept");
+                if self.thread.warned.cannot_accept.may_say() {
+                    tracing::warn!(%error, "cannot accept");
+                }
                 return tokio::time::sleep(limits::ACCEPT_PAUSE).await;
             }
         };

@@ -16,6 +16,7 @@ use crate::limits::{self, Timeouts};
 use crate::live::{Clock, Interrupt, Live};
 use crate::policies::Policies;
 use crate::record::RecordSink;
+use crate::seldom::Seldom;
 
 /// A connection as both of its legs see it: client and original destination.
 pub type Tuple = (SocketAddr, SocketAddr);
@@ -53,6 +54,15 @@ pub struct Thread<C> {
     clients: RefCell<HashMap<IpAddr, Client>>,
     /// Bytes in memory of all of them.
     buffers: Rc<Account>,
+    pub(crate) warned: Warned,
+}
+
+/// What a thread warns of now and then.
+#[derive(Debug, Default)]
+pub(crate) struct Warned {
+    pub(crate) cannot_accept: Seldom,
+    pub(crate) no_node_address: Seldom,
+    still_there: Seldom,
 }
 
 /// What one client has of a thread.
@@ -108,6 +118,7 @@ impl<C> Thread<C> {
             count: Cell::new(0),
             clients: RefCell::default(),
             buffers,
+            warned: Warned::default(),
         })
     }
 
@@ -157,7 +168,8 @@ impl<C> Thread<C> {
 
     /// Waits until the sockets of a replaced connection are closed.
     pub(crate) async fn wait_gone(&self, replaced: &Live) {
-        if tokio::time::timeout(self.common.timeouts.replace, replaced.gone.notified()).await.is_err() {
+        let gone = tokio::time::timeout(self.common.timeouts.replace, replaced.gone.notified()).await;
+        if gone.is_err() && self.warned.still_there.may_say() {
             tracing::warn!(tuple = ?replaced.tuple, "the connection that had this tuple before is still there");
         }
     }

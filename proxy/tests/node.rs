@@ -16,6 +16,9 @@ use std::time::{Duration, Instant};
 
 use api::agent::proxy_server::{Proxy, ProxyServer};
 use api::agent::{RequestRecord, RequestsSummary, SnapshotAck};
+use common::frames::{
+    self, ACK, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, SETTINGS, frame, read_frame,
+};
 use common::{Client, GET, Origin, PATIENCE, SERVER, field, shop_policy, shop_policy_with, snapshot_with};
 use host::netns::NetNs;
 use policy::Identities;
@@ -213,9 +216,14 @@ impl Node {
             .arg(folder.join("state"))
             .arg("--pin-dir")
             .arg(&self.pins)
-            .stdout(Stdio::null());
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::options().create(true).append(true).open(self.log()).unwrap());
         let master = self.namespaces[0].run(|| command.spawn().unwrap()).unwrap();
         self.masters.lock().unwrap().push(master);
+    }
+
+    fn log(&self) -> PathBuf {
+        self.folder.path().join("log")
     }
 
     fn last_master_has_ended(&self) -> Option<std::process::ExitStatus> {
@@ -298,6 +306,7 @@ impl Drop for Node {
             let _ = master.kill();
             let _ = master.wait();
         }
+        eprint!("{}", std::fs::read_to_string(self.log()).unwrap_or_default());
         for which in ["node", "client", "server"] {
             let _ = NetNs::delete(&Path::new("/run/netns").join(self.namespace_name(which)));
         }
@@ -379,6 +388,19 @@ fn the_server_sees_the_clients_own_address_and_port() {
     let mut client = node.client_from(taken.local_addr().unwrap().port()).unwrap();
     let seen: SocketAddr = client.send(GET).response().1.parse().unwrap();
     assert!(seen.ip() == CLIENT && (20_000..30_000).contains(&seen.port()), "{seen}");
+}
+
+/// `h2` warns of each PING ACK that answers nothing.
+#[test]
+fn nothing_that_a_client_repeats_fills_the_log() {
+    let Some(node) = Node::new("log") else { return };
+    let mut client = node.client();
+    client.send(PREFACE).send(frame(SETTINGS, 0, 0, &[]));
+    client.send(frame(PING, ACK, 0, b"12345678").repeat(20_000));
+    client.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, &frames::get("/closed")));
+    while read_frame(&mut client.0).expect("a refusal").kind != HEADERS {}
+    let log = std::fs::read_to_string(node.log()).unwrap();
+    assert!(log.lines().count() < 100 && !log.contains("WARN"), "{}", log.lines().count());
 }
 
 #[test]

@@ -8,11 +8,8 @@ use host::master::WorkerSide;
 use tracing_subscriber::EnvFilter;
 use wireguard::program::{Options, run_master, run_worker};
 
-/// boringtun calls a peer that is down an error, every few seconds; the tunnel itself logs what changes.
-const DEFAULT_LOG: &str = "info,boringtun=off";
-
 fn main() -> anyhow::Result<()> {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(api::log::DEFAULT));
     let terminal = std::io::stderr().is_terminal();
     // A log that cannot be written (a full disk) is lost; the subscriber's report of that panics.
     tracing_subscriber::fmt()

@@ -3,6 +3,7 @@
 //! Nothing is decided here. Conversions between messages and the records of the `policy` crate stand in `snapshot`.
 
 pub mod connect;
+pub mod log;
 pub mod names;
 pub mod snapshot;
 
