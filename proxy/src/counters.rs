@@ -54,6 +54,8 @@ counters! {
     drain_limit;
     /// HTTP/2 connections closed because the client cancelled too many streams.
     too_many_cancelled;
+    /// HTTP/2 streams refused because the server had as many open as it lets be for too long.
+    upstream_streams_full;
     /// HTTP/2 streams refused or ended because the connection, the client or the thread has all the bytes in memory that it
     /// may have.
     buffers_full;

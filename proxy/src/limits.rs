@@ -22,8 +22,8 @@ pub const OTHER_DESCRIPTORS: u64 = 1024;
 /// Bytes of a request or response head. Envoy's default is 60 KiB, nginx's 4 x 8 KiB.
 pub const HEAD_BYTES: usize = 64 * 1024;
 
-/// Fields of a head. Envoy's default is 100; a few more, so that what passed Envoy passes here.
-pub const HEAD_FIELDS: usize = 128;
+/// Fields of a head. Envoy's default is 100; nginx counts only their bytes. 64 bytes each, if the head is full.
+pub const HEAD_FIELDS: usize = 1000;
 
 /// Fields that `Connection` may name: each is compared with every field of the head. Real heads name one or two.
 pub const CONNECTION_OPTIONS: usize = 16;
@@ -46,11 +46,16 @@ pub const HEAD_READ_BYTES: usize = 4 * 1024;
 /// Body bytes of a refused request that are read and thrown away to keep its connection; a longer body closes it.
 pub const DISCARD_BYTES: u64 = 256 * 1024;
 
-/// Streams that one HTTP/2 connection may have open: nginx's 128, Envoy's recommendation for the edge is 100.
-pub const H2_STREAMS: u32 = 128;
+/// Size of an HTTP/2 header list that `h2` takes, decoded; it counts 32 bytes more for each field (RFC 9113 section 6.5.2).
+/// More than our own limits, so that what is above these has an answer and a record of ours.
+pub const H2_HEADER_LIST_BYTES: u32 = 2 * (HEAD_BYTES + 32 * HEAD_FIELDS) as u32;
 
-/// Size of an HTTP/2 header list, decoded (RFC 9113 section 6.5.2 counts 32 bytes more for each field).
-pub const H2_HEADER_LIST_BYTES: u32 = HEAD_BYTES as u32;
+/// Frames that a header block may be in: the largest fills twelve, and empty ones are a flood (CVE-2024-27316).
+pub const H2_HEAD_FRAMES: usize = 64;
+
+/// What a stream takes in memory beside its head and its body: its place in `h2`, twice, and the state of its relay. No number
+/// of streams is a limit of its own: Envoy's default was none for long, and a client that keeps to one lets further calls hang.
+pub const H2_STREAM_COST_BYTES: usize = 8 * 1024;
 
 /// Flow-control window of an HTTP/2 stream, in each direction: what one stream may have in memory, since its sender is
 /// given a byte back only when the receiver's socket has taken it. 5 Gbit/s at 0.2 ms. Half of it costs 1.4 times the CPU
@@ -72,8 +77,9 @@ pub const H2_SEND_PIECES: usize = 16;
 /// A shorter piece is copied out of the buffer of some 16 KiB that it was read into, and that it would keep in memory.
 pub const H2_COPY_BELOW_BYTES: usize = 4 * 1024;
 
-/// Bytes of the heads of the requests under way on an HTTP/2 connection: 8 KiB for each, if all streams are open.
-pub const H2_HEADS_BYTES: usize = 1024 * 1024;
+/// Bytes of the requests under way on an HTTP/2 connection without their bodies: 2,000 of them with heads of 8 KiB (nginx: 128
+/// with 32 KiB; Envoy: 1024 with 60 KiB, but no room for all connections).
+pub const H2_HEADS_BYTES: usize = 32 * 1024 * 1024;
 
 /// Bytes of an HTTP/2 connection in memory: heads, and one window for each direction.
 pub const H2_CONNECTION_BYTES: usize = H2_HEADS_BYTES + 2 * H2_CONNECTION_WINDOW_BYTES as usize;
@@ -115,20 +121,35 @@ pub const H2_SMALL_FRAMES_BUDGET: usize = 8 * 1024 * 1024;
 /// A stream that lived this long before its client cancelled it is no part of a flood.
 pub const H2_YOUNG_STREAM: Duration = Duration::from_secs(1);
 
-/// Streams that were reset and are remembered for a while, since frames of the other side may have crossed the reset: twice what
-/// may be open at once. A frame of a stream that is forgotten counts as an error of that side, and ends the connection in the end.
-pub const H2_RESET_STREAMS: usize = 2 * H2_STREAMS as usize;
+/// Streams that were reset and are remembered for a while, since frames of the other side may have crossed the reset: some
+/// 500 bytes each. A frame of a stream that is forgotten counts as an error of that side, and ends the connection in the end.
+pub const H2_RESET_STREAMS: usize = 4096;
 
-/// Streams that a client may open and reset before they were looked at (CVE-2023-44487); the h2 crate's default.
-pub const H2_PENDING_RESETS: usize = 20;
+/// Streams that a client may open and reset before they were looked at (CVE-2023-44487): what one turn reads has room for
+/// hardly more, and each counts as cancelled too. The h2 crate's default of 20 is less than one burst of gRPC deadlines.
+pub const H2_PENDING_RESETS: usize = 2 * H2_CANCELLED_STREAMS as usize;
 
-/// Streams that we reset because of a client's errors before its connection is closed (CVE-2025-8671). A correct client
-/// causes none.
-pub const H2_LOCAL_ERROR_RESETS: usize = 64;
+/// Streams that we reset because of a client's errors before its connection is closed (CVE-2025-8671); the h2 crate's default.
+/// A correct client causes none.
+pub const H2_LOCAL_ERROR_RESETS: usize = 1024;
 
-/// Streams cancelled by the client in excess of those that ended well, before its connection is closed: twice what
-/// may be open at once. Each has cost the server a request.
-pub const H2_CANCELLED_STREAMS: u32 = 2 * H2_STREAMS;
+/// Young streams cancelled by the client in excess of those that ended well, and of those that time forgives, before its
+/// connection is closed. Each has cost the server a request. Envoy looks after 500; calls with short deadlines to a server that
+/// is slow for some seconds are more than that.
+pub const H2_CANCELLED_STREAMS: u32 = 2048;
+
+/// How many of them a second of time forgives: 1 % of a core.
+pub const H2_CANCELLED_STREAMS_PER_SECOND: u32 = 256;
+
+/// Streams cancelled, whatever their age, since the server's socket took something: what it was not sent of them stays in memory.
+pub const H2_STUCK_STREAMS: u32 = 256;
+
+/// Bytes of a request's body that are thrown away after its answer: some clients forget an answer that a reset follows. It
+/// takes no memory. Clients that look at the answer stop by themselves.
+pub const H2_DISCARD_BYTES: usize = 64 * 1024 * 1024;
+
+/// How long that is done; nginx's `lingering_time`.
+pub const H2_DISCARD_TIME: Duration = Duration::from_secs(30);
 
 /// Request records waiting to be sent to the agent, some 500 bytes each, 7 kB at most. Further ones are counted and lost.
 pub const RECORDS: usize = 8192;
@@ -168,8 +189,7 @@ pub const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(300), Dura
 /// How long things may take. The defaults are the product's; tests shorten them.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
-    /// From the first byte of a head to its last, against clients that drip (nginx: 60 s). HTTP/2: also from the preface to
-    /// the first request.
+    /// From the first byte of a head to its last, against clients that drip; nginx's figure.
     pub head: Duration,
     /// Between two requests, or before the first. Servers have limits of their own, and theirs are mirrored.
     pub idle: Duration,
@@ -178,8 +198,11 @@ pub struct Timeouts {
     pub quiet: Duration,
     /// A write that the peer does not take a byte of. Envoy's stream idle time-out.
     pub stall: Duration,
-    /// Connecting upstream; Cilium's figure.
+    /// Connecting upstream; nginx's figure. A lost SYN is sent again after 1 s, 3 s and 7 s.
     pub connect: Duration,
+    /// HTTP/2: how long a request waits while the server has as many streams open as it lets be. A burst is over by then; who
+    /// waits behind streams that stay is told before most deadlines.
+    pub slot: Duration,
     /// Waiting for the server's end after a client has ended.
     pub linger: Duration,
     /// How long a client may go on sending that has had its last answer: a reset would take the answer with it. nginx's
@@ -203,11 +226,12 @@ pub struct Timeouts {
 impl Default for Timeouts {
     fn default() -> Self {
         Self {
-            head: Duration::from_secs(30),
+            head: Duration::from_secs(60),
             idle: Duration::from_secs(3600),
             quiet: Duration::from_secs(3600),
             stall: Duration::from_secs(300),
-            connect: Duration::from_secs(2),
+            connect: Duration::from_secs(60),
+            slot: Duration::from_secs(10),
             linger: Duration::from_secs(2),
             leave: Duration::from_secs(30),
             leave_pause: Duration::from_secs(5),

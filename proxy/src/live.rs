@@ -49,8 +49,6 @@ pub(crate) enum Phase {
     Idle,
     /// A head has begun.
     Head,
-    /// HTTP/2: the preface has come and no request yet. Has as long as a head, and may be closed cleanly.
-    Opening,
     /// A request is under way.
     Exchange,
 }
@@ -120,7 +118,7 @@ impl Live {
 
     /// Whether it is where nothing is missing if it ends now.
     pub(crate) fn is_between_requests(&self) -> bool {
-        matches!(self.phase.get(), Phase::Idle | Phase::Opening) && !self.is_waiting(Wait::Head)
+        self.phase.get() == Phase::Idle && !self.is_waiting(Wait::Head)
     }
 
     /// It goes on to something that may take as long as its kind says. A head that has begun gets no more time by
@@ -143,7 +141,7 @@ impl Live {
         let timeouts = &self.clock.timeouts;
         let allowed = match self.phase.get() {
             Phase::Idle => timeouts.idle,
-            Phase::Head | Phase::Opening => timeouts.head,
+            Phase::Head => timeouts.head,
             Phase::Exchange => timeouts.quiet,
         };
         self.deadline.set(self.clock.now.get() + allowed);

@@ -182,10 +182,17 @@ async fn refusals_are_403_and_leave_the_connection() {
         (403, &"text/plain".parse::<http::HeaderValue>().unwrap())
     );
     assert_eq!(within(response.into_body().data()).await.unwrap().unwrap(), "Access denied\r\n");
-    // Also when the client is still sending.
+    // Also when the client is still sending: it may go on, and no reset overtakes the answer.
     let (response, mut body) = client.send_request(get("/closed"), false).unwrap();
     assert_eq!(within(response).await.unwrap().status().as_u16(), 403);
-    assert_eq!(within(poll_fn(|context| body.poll_reset(context))).await.unwrap(), Reason::NO_ERROR);
+    for _ in 0..40 {
+        body.reserve_capacity(16_384);
+        let room = within(poll_fn(|context| body.poll_capacity(context))).await.unwrap().unwrap();
+        body.send_data(vec![0; room].into(), false).unwrap();
+    }
+    let reset = tokio::time::timeout(Duration::from_millis(50), poll_fn(|context| body.poll_reset(context)));
+    assert!(reset.await.is_err(), "the upload is reset");
+    body.send_data(Bytes::new(), true).unwrap();
     assert!(requests.try_recv().is_err());
 
     let (response, _) = client.send_request(get("/open"), true).unwrap();
@@ -232,35 +239,69 @@ async fn ambiguous_requests_are_refused() {
     assert_eq!(request.uri().path_and_query().unwrap().as_str(), unusual);
 }
 
-/// Where HTTP/1 answers 400. The `http` crate cuts it off before we see it, so this pins what that means: what is judged is
-/// what is forwarded.
+/// RFC 9113 section 8.1.1: what is wrong with one request is no other's affair. All of them are answered and recorded as
+/// HTTP/1 does it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_fragment_of_a_path_is_neither_judged_nor_forwarded() {
+async fn a_malformed_head_is_answered_and_recorded_and_costs_the_others_nothing() {
     let (address, mut requests) = origin().await;
     let rig = open(address, Timeouts::default());
     let mut client = rig.client(FRONTEND);
     client.send(frames::PREFACE).send(frames::frame(frames::SETTINGS, 0, 0, &[]));
-    for (stream, path, judged, passes) in [
-        (1, "/open#/closed", "/open", true),
-        (3, "/closed#/open", "/closed", false),
-        (5, "/open?a#b?c", "/open?a", true),
-        (7, "#/open", "/", false),
+    let head = |stream, block: &[u8]| {
+        frames::frame(frames::HEADERS, frames::END_HEADERS | frames::END_STREAM, stream, block)
+    };
+    client.send(head(1, &frames::get("/open/first")));
+    let (_, mut first) = within(requests.recv()).await.unwrap();
+    let with = |name: &str, value: &str| [frames::get("/open"), frames::field(name, value)].concat();
+    let mut stream = 1;
+    for block in [
+        with("X-Upper", "a"),
+        with("x y", "a"),
+        with("x", "a\0b"),
+        with("x", "a\nb"),
+        with(":unknown", "a"),
+        with(":path", "/open"),
+        with("connection", "close"),
+        with("transfer-encoding", "chunked"),
+        with("content-length", "x"),
+        with("content-length", "5"),
+        frames::get("/open#a"),
+        frames::get("/open a"),
+        [vec![0x82, 0x86], frames::field(":path", "/open"), frames::field(":authority", "a b")].concat(),
     ] {
-        let flags = frames::END_HEADERS | frames::END_STREAM;
-        client.send(frames::frame(frames::HEADERS, flags, stream, &frames::get(path)));
-        if passes {
-            let (request, mut respond) = within(requests.recv()).await.unwrap();
-            assert_eq!(request.uri().to_string(), format!("http://api{judged}"));
-            respond.send_response(Response::new(()), true).unwrap();
+        stream += 2;
+        client.send(head(stream, &block));
+        loop {
+            let got = frames::read_frame(&mut client.0).expect("an answer");
+            match got.kind {
+                frames::HEADERS if got.stream == stream => break,
+                frames::RST_STREAM | frames::GOAWAY => panic!("{got:?} for {block:?}"),
+                _ => {}
+            }
         }
         let record = rig.record();
-        assert_eq!(
-            (String::from_utf8_lossy(&record.path), record.allowed),
-            (judged.into(), passes),
-            "{path}"
-        );
+        assert_eq!((record.reason, record.status, record.allowed), ("bad_request", 400, false), "{block:?}");
+        assert_eq!(&record.method[..], b"GET");
+        assert!(record.path.starts_with(b"/open"), "{record:?}");
     }
-    assert!(requests.try_recv().is_err());
+    // What comes after them is good still, and so is what came before.
+    client.send(head(stream + 2, &frames::get("/open/last")));
+    let (request, mut last) = within(requests.recv()).await.unwrap();
+    assert_eq!(request.uri().path(), "/open/last");
+    last.send_response(Response::new(()), true).unwrap();
+    first.send_response(Response::new(()), true).unwrap();
+    assert_eq!((rig.record().reason, rig.record().reason), ("forwarded", "forwarded"));
+}
+
+#[test]
+fn what_no_request_can_be_found_in_is_recorded() {
+    let origin = common::Origin::polite();
+    let rig = Rig::new(origin.address, 8080);
+    let mut client = rig.client(FRONTEND);
+    client.send(frames::PREFACE).send(frames::frame(frames::SETTINGS, 0, 0, &[]));
+    client.send(frames::frame(frames::HEADERS, frames::END_HEADERS, 1, &[0xff, 0xff]));
+    let record = rig.record();
+    assert_eq!((record.protocol, record.reason, record.status), ("HTTP/2", "bad_request", 0));
 }
 
 #[tokio::test]

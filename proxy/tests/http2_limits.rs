@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use common::frames::{
-    self, ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, PING, PREFACE, Pump,
+    self, ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, PREFACE, Pump,
     RST_STREAM, SETTINGS, WINDOW_UPDATE, frame, read_frame,
 };
 use common::{Client, FRONTEND, OTHER, Origin, PATIENCE, Rig, shop_policy_with};
@@ -135,25 +135,19 @@ fn huffman_digits(digits: &str) -> Vec<u8> {
     [&[0x80 | bytes as u8], &bits.to_be_bytes()[4 - bytes..]].concat()
 }
 
+/// gRPC channels are opened long before their first call.
 #[test]
-fn a_connection_without_a_request_is_told_to_go_and_closed_cleanly() {
+fn a_connection_without_a_request_may_be_idle_and_is_then_told_to_go() {
     let server = polite();
-    let rig = open(server.address, quick());
+    let idle = Duration::from_millis(800);
+    let rig = open(server.address, Timeouts { head: Duration::from_millis(100), idle, ..quick() });
     let begun = Instant::now();
     let mut silent = client(&rig);
-    let mut pinging = client(&rig);
-    let pinger = std::thread::spawn(move || {
-        while pinging.0.write_all(&frame(PING, 0, 0, b"12345678")).is_ok() {
-            assert!(begun.elapsed() < PATIENCE, "pings keep a connection without a request open");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    });
     let goaway = next(&mut silent, GOAWAY);
     assert_eq!(code(&goaway), Reason::NO_ERROR);
-    assert!(begun.elapsed() > HEAD / 2);
+    assert!(begun.elapsed() > idle / 2, "after {:?}", begun.elapsed());
     silent.expect_clean_end();
-    pinger.join().unwrap();
-    assert_eq!(rig.counters.timed_out.get(), 2);
+    assert_eq!(rig.counters.timed_out.get(), 1);
 }
 
 #[test]
@@ -237,7 +231,7 @@ fn a_client_whose_socket_takes_nothing_is_cut_off() {
     let rig = open(server.address, Timeouts { stall: Duration::from_millis(500), ..quick() });
     let mut client = rig.client(FRONTEND);
     client.send(PREFACE).send(frames::all_windows_open());
-    for stream in 0..limits::H2_STREAMS {
+    for stream in 0..128 {
         client.send(frame(HEADERS, END_HEADERS | END_STREAM, 2 * stream + 1, &frames::get("/open")));
     }
     wait("the end", || rig.counters.timed_out.get() > 0);
@@ -291,28 +285,132 @@ fn new_requests_are_refused_when_too_much_is_in_memory() {
 
 #[test]
 fn heads_have_limits_too() {
-    let server = origin(|_, _| {});
+    let server = polite();
     let rig = open(server.address, Timeouts::default());
     let mut client = client(&rig);
     let many = [frames::get("/open"), frames::field("x", "y").repeat(limits::HEAD_FIELDS + 1)].concat();
     client.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, &many));
     assert!(is_status(&outcome(&mut client, 1).unwrap(), "431"));
 
-    let value = "v".repeat(100);
-    let large = [frames::get("/open"), frames::field("x", &value).repeat(limits::HEAD_FIELDS - 2)].concat();
-    let most = limits::H2_HEADS_BYTES / (limits::HEAD_FIELDS * (limits::FIELD_COST_BYTES + 100));
+    let value = "v".repeat(120);
+    let large = [frames::get("/open"), frames::field("x", &value).repeat(500)].concat();
+    client.send(head(3, &large));
+    assert!(is_status(&outcome(&mut client, 3).unwrap(), "200"));
+    // As many bytes as HTTP/1 takes.
+    let too_large = [frames::get("/open"), frames::field("x", &value).repeat(600)].concat();
+    client.send(head(5, &too_large));
+    assert!(is_status(&outcome(&mut client, 5).unwrap(), "431"));
+    let reasons: Vec<_> = (0..3).map(|_| rig.record().reason).collect();
+    assert_eq!(reasons, ["head_too_large", "forwarded", "head_too_large"]);
+}
+
+/// HEADERS, and CONTINUATION if it needs it, of a request without a body.
+fn head(stream: u32, block: &[u8]) -> Vec<u8> {
+    let mut parts = block.chunks(16_384).peekable();
+    let mut frames = Vec::new();
+    let (mut kind, mut flags) = (HEADERS, END_STREAM);
+    while let Some(part) = parts.next() {
+        let last = if parts.peek().is_none() { END_HEADERS } else { 0 };
+        frames.extend(frame(kind, flags | last, stream, part));
+        (kind, flags) = (CONTINUATION, 0);
+    }
+    frames
+}
+
+#[test]
+fn the_heads_of_a_connection_have_a_limit_of_bytes_and_what_is_above_it_is_refused_and_recorded() {
+    let server = origin(|_, _| {});
+    let rig = Rig::buffering(server.address, 8 * 1024 * 1024, "/open");
+    let mut client = client(&rig);
+    let large = [frames::get("/open"), frames::field("x", &"v".repeat(120)).repeat(100)].concat();
+    let cost = 100 * (limits::FIELD_COST_BYTES + 121) + limits::H2_STREAM_COST_BYTES;
+    // Of what a client may have, new requests may have three quarters.
+    let most = limits::buffered_for_new(limits::buffered_share(8 * 1024 * 1024)) / cost;
     let mut stream = 1;
     let refused = loop {
-        stream += 2;
-        client.send(frame(HEADERS, END_HEADERS | END_STREAM, stream, &large));
-        assert!(stream < 2 * limits::H2_STREAMS, "all heads are kept");
+        client.send(head(stream, &large));
         if rig.counters.buffers_full.get() > 0 {
             break outcome(&mut client, stream);
         }
-        std::thread::sleep(Duration::from_millis(5));
+        assert!((stream as usize) < 4 * most, "all heads are kept");
+        std::thread::sleep(Duration::from_millis(2));
+        stream += 2;
     };
-    assert!(matches!(refused, Err(Reason::REFUSED_STREAM)), "{refused:?}");
-    assert!(stream as usize / 2 <= 2 * most && stream as usize / 2 >= most / 2, "{stream} of {most}");
+    assert_eq!(refused.unwrap_err(), Reason::REFUSED_STREAM);
+    assert!((stream as usize / 2).abs_diff(most) <= most / 2, "{} of {most}", stream / 2);
+    assert_eq!(rig.record().reason, "buffers_full");
+}
+
+/// No number of streams is a limit of its own, and no client keeps to one.
+#[test]
+fn many_streams_at_a_time_pass() {
+    const MANY: u32 = 1100;
+    let server = origin(|peer, stream| {
+        if stream == 2 * MANY - 1 {
+            let answer = |stream| frame(HEADERS, END_HEADERS | END_STREAM, stream, frames::OK);
+            peer.send((0..MANY).flat_map(|number| answer(2 * number + 1)).collect::<Vec<_>>());
+        }
+    });
+    let rig = open(server.address, Timeouts::default());
+    let mut client = client(&rig);
+    let settings = next(&mut client, SETTINGS);
+    assert!(settings.payload.chunks(6).all(|setting| setting[..2] != [0, 3]), "{settings:?}");
+    client.send((0..MANY).flat_map(|number| head(2 * number + 1, &frames::get("/open"))).collect::<Vec<_>>());
+    for _ in 0..MANY {
+        assert!(is_status(&next(&mut client, HEADERS).payload, "200"));
+    }
+}
+
+/// A server with room for so many streams, which answers each when `ends`.
+fn narrow(room: u32, ends: bool) -> Origin {
+    Origin::new(move |mut peer| {
+        peer.stream.read_exact(&mut [0; PREFACE.len()]).unwrap();
+        peer.send(frames::setting(3, room));
+        while let Ok(got) = read_frame(&mut peer.stream) {
+            match got.kind {
+                HEADERS => peer.note(b"[head]"),
+                SETTINGS if got.flags & ACK == 0 => peer.send(frame(SETTINGS, ACK, 0, &[])),
+                _ => {}
+            }
+            if got.kind == HEADERS && ends {
+                std::thread::sleep(Duration::from_millis(2));
+                peer.send(frame(HEADERS, END_HEADERS | END_STREAM, got.stream, frames::OK));
+            }
+        }
+    })
+}
+
+#[test]
+fn a_burst_above_what_the_server_lets_be_open_waits_its_turn() {
+    let server = narrow(10, true);
+    let rig = open(server.address, Timeouts::default());
+    let mut client = client(&rig);
+    client.send((0..60).flat_map(|number| head(2 * number + 1, &frames::get("/open"))).collect::<Vec<_>>());
+    for _ in 0..60 {
+        assert!(is_status(&next(&mut client, HEADERS).payload, "200"));
+    }
+}
+
+#[test]
+fn a_stream_above_what_the_server_lets_be_open_is_refused_and_recorded() {
+    let server = narrow(10, false);
+    let slot = Duration::from_millis(200);
+    let rig = open(server.address, Timeouts { slot, ..Timeouts::default() });
+    let mut client = client(&rig);
+    client.send(head(1, &frames::get("/open")));
+    server.wait_for("[head]");
+    // Its settings have come by now.
+    std::thread::sleep(Duration::from_millis(50));
+    client.send((1..11).flat_map(|number| head(2 * number + 1, &frames::get("/open"))).collect::<Vec<_>>());
+    let reset = next(&mut client, RST_STREAM);
+    assert_eq!((reset.stream, code(&reset)), (21, Reason::REFUSED_STREAM));
+    assert_eq!(rig.record().reason, "upstream_streams_full");
+    assert_eq!(rig.counters.upstream_streams_full.get(), 1);
+    // There is room again when one ends.
+    client.send(frame(RST_STREAM, 0, 3, &u32::from(Reason::CANCEL).to_be_bytes()));
+    assert_eq!(rig.record().reason, "client_gone");
+    client.send(head(23, &frames::get("/open")));
+    wait("the next", || server.seen().matches("[head]").count() == 11);
 }
 
 #[test]
@@ -354,6 +452,75 @@ fn what_a_goaway_promises_is_passed_on_and_nothing_more() {
     let mut two = client(&rig);
     two.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, &frames::get("/open")));
     assert!(is_status(&outcome(&mut two, 1).unwrap(), "502"));
+}
+
+/// Answers with this and ends the connection at once, in one of three ways.
+fn parting(response: fn(u32) -> Vec<u8>, way: usize) -> Origin {
+    origin(move |peer, stream| {
+        let goaway = frame(GOAWAY, 0, 0, &[stream.to_be_bytes(), [0; 4]].concat());
+        let last = if way == 0 { Vec::new() } else { goaway };
+        peer.send([response(stream), last].concat());
+        if way < 2 {
+            let _ = peer.stream.shutdown(std::net::Shutdown::Both);
+        }
+    })
+}
+
+#[test]
+fn a_complete_response_is_not_overtaken_by_the_end_of_the_connection() {
+    let complete = |stream| {
+        [
+            frame(HEADERS, END_HEADERS, stream, frames::OK),
+            frame(DATA, 0, stream, &[b'x'; 16_384]).repeat(3),
+            frame(DATA, END_STREAM, stream, b"end"),
+        ]
+        .concat()
+    };
+    for way in 0..3 {
+        let server = parting(complete, way);
+        let rig = open(server.address, Timeouts::default());
+        for _ in 0..20 {
+            let mut client = client(&rig);
+            client.send(head(1, &frames::get("/open")));
+            let (mut end, mut told) = (None, None);
+            while end.is_none() || told.is_none() {
+                let got = read_frame(&mut client.0).expect("the end of the response, and a GOAWAY");
+                match got.kind {
+                    GOAWAY => told = Some(code_of_goaway(&got)),
+                    RST_STREAM => panic!("{way}: {got:?}"),
+                    _ if got.stream == 1 && got.flags & END_STREAM != 0 => end = Some(got.payload),
+                    _ => {}
+                }
+            }
+            assert_eq!((end.as_deref(), told), (Some(&b"end"[..]), Some(Reason::NO_ERROR)), "{way}");
+            assert_eq!(rig.record().reason, "forwarded");
+        }
+    }
+}
+
+fn code_of_goaway(frame: &Frame) -> Reason {
+    u32::from_be_bytes(frame.payload[4..8].try_into().unwrap()).into()
+}
+
+#[test]
+fn a_response_that_is_cut_off_is_reset() {
+    let cut =
+        |stream| [frame(HEADERS, END_HEADERS, stream, frames::OK), frame(DATA, 0, stream, b"half")].concat();
+    for way in 0..2 {
+        let server = parting(cut, way);
+        let rig = open(server.address, Timeouts::default());
+        let mut client = client(&rig);
+        client.send(head(1, &frames::get("/open")));
+        let reset = loop {
+            let got = read_frame(&mut client.0).expect("a reset");
+            assert!(got.stream != 1 || got.flags & END_STREAM == 0, "it looks complete");
+            if got.kind == RST_STREAM {
+                break got;
+            }
+        };
+        assert_eq!((reset.stream, code(&reset)), (1, Reason::INTERNAL_ERROR));
+        assert_eq!(rig.record().reason, "upstream_reset");
+    }
 }
 
 /// The proxy finds the server's frames broken, and cannot say so because the server does not read.

@@ -13,6 +13,7 @@ use http::{HeaderMap, Response};
 use super::Connection;
 use super::piece::Piece;
 use super::relay::{Broken, Terms, Trailers, relay};
+use super::slots::Slot;
 use super::stream::{Head, cost};
 use crate::buffers::{Account, Held};
 use crate::gate::Judgement;
@@ -35,12 +36,19 @@ pub(super) enum Early {
     Stalled,
     /// There is no room in memory for what is sent.
     NoRoom,
+    /// The server lets no more streams be open at a time, and none ended while this one waited.
+    NoSlot,
 }
 
 impl<C: Connect> Connection<'_, C> {
     /// Opens the upstream stream.
-    async fn open(&self, head: &Head, no_body: bool) -> Result<(ResponseFuture, SendStream<Piece>), Early> {
+    async fn open(
+        &self,
+        head: &Head,
+        no_body: bool,
+    ) -> Result<(Slot<'_>, ResponseFuture, SendStream<Piece>), Early> {
         let sender = self.upstream().await.ok_or(Early::Refused(Refusal::Unreachable))?;
+        let slot = self.slots.take(&sender, self.session.timeouts().slot).await.ok_or(Early::NoSlot)?;
         // The connection has ended, or the server wants no more on it, and of this request nothing was sent: the client may
         // send it again.
         let refused = |_| {
@@ -48,13 +56,14 @@ impl<C: Connect> Connection<'_, C> {
             Early::Reset(Reason::REFUSED_STREAM)
         };
         let mut sender = sender.ready().await.map_err(refused)?;
-        sender.send_request(head.request(), no_body).map_err(|error| {
+        let (response, body) = sender.send_request(head.request(), no_body).map_err(|error| {
             if error.is_go_away() || error.is_io() {
                 refused(error)
             } else {
                 Early::Refused(Refusal::BadGateway)
             }
-        })
+        })?;
+        Ok((slot, response, body))
     }
 }
 
@@ -65,12 +74,12 @@ pub(super) async fn exchange<C: Connect>(
     running: &mut Running<'_>,
     respond: &mut SendResponse<Piece>,
     to_client: &mut Option<SendStream<Piece>>,
-    mut body: RecvStream,
+    body: &mut RecvStream,
 ) -> Result<(), Early> {
     let stall = connection.session.timeouts().stall;
     let terms = |is_refused| Terms { account: &connection.account, stall, is_refused };
     let no_body = body.is_end_stream();
-    let (mut response, mut to_upstream) = tokio::select! {
+    let (_slot, mut response, mut to_upstream) = tokio::select! {
         biased;
         _ = poll_fn(|context| respond.poll_reset(context)) => return Err(Early::Cancelled),
         opened = connection.open(head, no_body) => opened?,
@@ -78,7 +87,7 @@ pub(super) async fn exchange<C: Connect>(
     connection.session.counters().forwarded.add();
     running.note(|record| record.sent = true);
     let mut upload = std::pin::pin!(async {
-        if no_body { Ok(None) } else { relay(&mut body, &mut to_upstream, terms(is_refused_trailer)).await }
+        if no_body { Ok(None) } else { relay(body, &mut to_upstream, terms(is_refused_trailer)).await }
     });
     let mut uploaded = None;
     let mut interim = Vec::new();

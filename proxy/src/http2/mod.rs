@@ -4,11 +4,17 @@
 //! Built on `h2` itself and not on hyper's layer above it, because that adds fields of its own (`date`,
 //! `content-length`) and keeps reset codes and interim responses to itself.
 
-mod blocks;
+mod cancels;
 mod exchange;
+mod frames;
+mod heads;
+mod hpack;
+mod inlet;
+mod intake;
 mod io;
 mod piece;
 mod relay;
+mod slots;
 mod stream;
 
 use std::cell::{Cell, RefCell};
@@ -29,11 +35,16 @@ use tokio::sync::{OnceCell, watch};
 use crate::buffers::Account;
 use crate::limits;
 use crate::live::{Interrupt, Phase};
+use crate::record::Running;
+use crate::refusal::Refusal;
 use crate::session::{End, Session};
 use crate::thread::Drain;
 use crate::upstream::Connect;
+use cancels::Cancels;
+use intake::Intake;
 use io::SharedStream;
 use piece::Piece;
+use slots::Slots;
 
 /// What a client with prior knowledge sends first (RFC 9113 section 3.4).
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -43,10 +54,11 @@ type Socket = Rc<RefCell<TcpStream>>;
 
 /// Serves a connection whose first bytes, in `inbox`, begin with the preface.
 pub(crate) async fn serve<C: Connect>(session: &Session<C>, client: TcpStream, inbox: BytesMut) {
-    session.live.enter(Phase::Opening);
+    session.live.enter(Phase::Idle);
     let socket = Rc::new(RefCell::new(client));
     let connection = Connection::new(session);
-    let end = connection.run(SharedStream::client(socket.clone(), session.live.clone(), inbox)).await;
+    let io = SharedStream::client(socket.clone(), session.live.clone(), inbox, connection.intake.clone());
+    let end = connection.run(io).await;
     if end != End::Reset {
         let upstream = connection.upstream_socket.take();
         drop(connection);
@@ -66,12 +78,16 @@ struct Connection<'a, C> {
     /// So that a server which does not answer costs the streams that wait for it one time-out, not one each.
     failed_dials: Cell<u32>,
     upstream_socket: RefCell<Option<Socket>>,
+    /// Streams that are open on it.
+    slots: Slots,
+    /// The server wants no more.
+    server_goes_away: Rc<Cell<bool>>,
     /// Moves bytes between the upstream socket and the upstream streams.
     driver: RefCell<Option<client::Connection<SharedStream, Piece>>>,
     /// No more streams on this connection: the server wants none, or somebody else serves new ones.
     goes_away: Cell<bool>,
-    /// Streams that the client has cancelled, less those that ended well.
-    cancelled: Cell<u32>,
+    cancels: Cancels,
+    intake: Rc<Intake>,
 }
 
 impl<'a, C: Connect> Connection<'a, C> {
@@ -82,9 +98,12 @@ impl<'a, C: Connect> Connection<'a, C> {
             upstream: OnceCell::new(),
             failed_dials: Cell::new(0),
             upstream_socket: RefCell::new(None),
+            slots: Slots::default(),
+            server_goes_away: Rc::default(),
             driver: RefCell::new(None),
             goes_away: Cell::new(false),
-            cancelled: Cell::new(0),
+            cancels: Cancels::new(),
+            intake: Rc::default(),
         }
     }
 
@@ -117,18 +136,18 @@ impl<'a, C: Connect> Connection<'a, C> {
                     break end;
                 }
                 () = one_ends(&streams) => self.streams_ended(&streams),
-                ended = self.drive_upstream() => match ended {
-                    // As the client would see it without us: the connection broke.
-                    Err(_) => break End::Reset,
-                    Ok(()) => self.goes_away.set(true),
-                },
-                accepted = server.accept() => match accepted {
+                // Streams that the server has finished have all of it; the others learn of the end where it cuts them off.
+                () = self.drive_upstream() => self.goes_away.set(true),
+                accepted = self.intake.next(&mut server) => match accepted {
                     Some(Ok((request, respond))) => {
                         self.session.live.enter(Phase::Exchange);
                         streams.borrow().push(stream::serve(self, request, respond));
                     }
                     Some(Err(error)) => {
                         tracing::debug!(%error, client = %self.session.client, "HTTP/2 connection broke");
+                        if error.is_go_away() && !error.is_remote() {
+                            self.note_broken();
+                        }
                         break End::Reset;
                     }
                     None => break End::Clean,
@@ -143,14 +162,23 @@ impl<'a, C: Connect> Connection<'a, C> {
                 told = true;
                 server.graceful_shutdown();
             }
-            if self.cancelled.get() > limits::H2_CANCELLED_STREAMS {
-                self.cancelled.set(0);
+            if self.cancels.are_a_flood() {
+                self.cancels.forget();
                 self.session.counters().too_many_cancelled.add();
                 server.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
             }
         };
         self.streams_ended(&streams);
         end
+    }
+
+    /// Records that the client has sent what no request could be found in.
+    fn note_broken(&self) {
+        let refusal = Refusal::Malformed("Broken HTTP/2 frames");
+        let record = self.session.record("HTTP/2", [&[]; 3], self.session.gate.refuse(refusal));
+        let mut running = Running::new(&self.session.thread.common.records, record);
+        self.session.note_refusal(&mut running, refusal);
+        running.note(|record| record.status = 0);
     }
 
     /// Takes out the streams that have ended.
@@ -183,14 +211,20 @@ impl<'a, C: Connect> Connection<'a, C> {
         }
     }
 
-    /// Ends when the upstream connection does.
-    async fn drive_upstream(&self) -> Result<(), h2::Error> {
+    /// Moves what the upstream connection carries, until the server wants no more streams on it, or it has ended.
+    async fn drive_upstream(&self) {
         poll_fn(|context| {
             let mut driver = self.driver.borrow_mut();
             let Some(connection) = &mut *driver else { return Poll::Pending };
-            let ended = std::task::ready!(Pin::new(connection).poll(context));
-            *driver = None;
-            Poll::Ready(ended)
+            if let Poll::Ready(ended) = Pin::new(connection).poll(context) {
+                *driver = None;
+                if let Err(error) = ended {
+                    let destination = self.session.destination;
+                    tracing::debug!(%error, %destination, "the upstream connection broke");
+                }
+                return Poll::Ready(());
+            }
+            if self.server_goes_away.get() && !self.goes_away.get() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await
     }
@@ -210,19 +244,12 @@ impl<'a, C: Connect> Connection<'a, C> {
 
     async fn dial(&self) -> Option<SendRequest<Piece>> {
         let socket = Rc::new(RefCell::new(self.session.connect().await?));
-        let io = SharedStream::server(socket.clone(), self.session.live.clone());
+        let io =
+            SharedStream::server(socket.clone(), self.session.live.clone(), self.server_goes_away.clone());
         let (sender, driver) = client_builder().handshake(io).await.ok()?;
         self.upstream_socket.replace(Some(socket));
         self.driver.replace(Some(driver));
         Some(sender)
-    }
-
-    fn note_cancelled(&self) {
-        self.cancelled.set(self.cancelled.get() + 1);
-    }
-
-    fn note_completed(&self) {
-        self.cancelled.set(self.cancelled.get().saturating_sub(1));
     }
 }
 
@@ -245,7 +272,6 @@ fn say_goodbye(server: &mut server::Connection<SharedStream, Piece>) {
 fn server_builder() -> server::Builder {
     let mut builder = server::Builder::new();
     builder
-        .max_concurrent_streams(limits::H2_STREAMS)
         .max_header_list_size(limits::H2_HEADER_LIST_BYTES)
         .initial_window_size(limits::H2_STREAM_WINDOW_BYTES)
         .initial_connection_window_size(limits::H2_CONNECTION_WINDOW_BYTES)

@@ -1,5 +1,6 @@
 //! One stream: a request, judged, and its response.
 
+use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::header::CONTENT_TYPE;
@@ -9,6 +10,7 @@ use policy::HttpVersion;
 
 use super::Connection;
 use super::exchange::{Early, exchange};
+use super::heads::Fault;
 use super::piece::Piece;
 use crate::buffers::Held;
 use crate::gate::{Judgement, Subject};
@@ -24,10 +26,10 @@ pub(super) async fn serve<C: Connect>(
     request: Request<RecvStream>,
     respond: SendResponse<Piece>,
 ) {
-    let (parts, body) = request.into_parts();
+    let (parts, mut body) = request.into_parts();
     let session = connection.session;
-    let head = Head::new(parts);
-    let held = connection.account.hold_new(cost(&head.parts.headers) + cost_of_uri(&head.parts.uri));
+    let head = Head::new(parts, connection.intake.fault(respond.stream_id().as_u32()));
+    let held = connection.account.hold_new(head.cost());
     let judgement = match head.invalid.or(held.is_none().then_some(Refusal::NoRoom)) {
         Some(refusal) => session.gate.refuse(refusal),
         None => session.gate.judge(&head.subject()),
@@ -35,13 +37,42 @@ pub(super) async fn serve<C: Connect>(
     let refusal = judgement.refusal;
     let record = session.record("HTTP/2", head.texts(), judgement);
     let running = Running::new(&session.thread.common.records, record);
-    let mut stream = Stream { connection, head, running, respond, to_client: None, _held: held };
+    let mut stream =
+        Stream { connection, head, running, respond, to_client: None, complete: false, _held: held };
     match refusal {
         Some(refusal) => stream.refuse(refusal),
         None => {
-            stream.forward(body).await;
+            stream.forward(&mut body).await;
         }
     }
+    let Stream { running, complete, respond: _respond, to_client: _to_client, .. } = stream;
+    drop(running);
+    if complete {
+        discard(&mut body).await;
+    }
+}
+
+/// Takes what the client still sends of a request that has had its whole response. Without this `h2` resets the stream, and
+/// some clients forget a response that a reset follows (curl before 7.89).
+async fn discard(body: &mut RecvStream) {
+    if body.is_end_stream() {
+        return;
+    }
+    let taken = body.flow_control().used_capacity();
+    let _ = body.flow_control().release_capacity(taken);
+    let rest = async {
+        let mut left = limits::H2_DISCARD_BYTES;
+        while let Some(Ok(chunk)) = body.data().await {
+            // Fails only when the stream is over, which the next turn tells.
+            let _ = body.flow_control().release_capacity(chunk.len());
+            left = left.saturating_sub(chunk.len());
+            if left == 0 {
+                return;
+            }
+        }
+        let _ = body.trailers().await;
+    };
+    let _ = tokio::time::timeout(limits::H2_DISCARD_TIME, rest).await;
 }
 
 /// A request head in the words of policy.
@@ -50,22 +81,36 @@ pub(super) struct Head {
     host: String,
     is_grpc: bool,
     invalid: Option<Refusal>,
+    /// Of a malformed one, of which `parts` say nothing.
+    texts: Option<[Bytes; 3]>,
 }
 
 impl Head {
-    fn new(parts: Parts) -> Self {
+    fn new(parts: Parts, fault: Option<Fault>) -> Self {
+        if let Some(Fault { refusal, texts, is_grpc, .. }) = fault {
+            return Self {
+                parts,
+                host: String::new(),
+                is_grpc,
+                invalid: Some(refusal),
+                texts: Some(texts),
+            };
+        }
         let host = host(&parts);
         let is_grpc = parts.headers.get(CONTENT_TYPE).is_some_and(is_grpc);
         let invalid = match &host {
-            _ if parts.headers.len() > limits::HEAD_FIELDS => Some(Refusal::HeadTooLarge),
+            _ if is_too_large(&parts) => Some(Refusal::HeadTooLarge),
             Err(refusal) => Some(*refusal),
             Ok(_) => None,
         };
-        Self { parts, host: host.unwrap_or_default(), is_grpc, invalid }
+        Self { parts, host: host.unwrap_or_default(), is_grpc, invalid, texts: None }
     }
 
-    /// Without a fragment: the `http` crate cuts `#` and what follows off before anybody sees it, where HTTP/1 answers 400.
-    /// It is cut off for good: what is judged, recorded and sent to the server is what stands before it.
+    /// What it and its stream take in memory.
+    fn cost(&self) -> usize {
+        limits::H2_STREAM_COST_BYTES + cost(&self.parts.headers) + length_of(&self.parts.uri)
+    }
+
     fn target(&self) -> &str {
         self.parts.uri.path_and_query().map_or("", |target| target.as_str())
     }
@@ -80,6 +125,9 @@ impl Head {
     }
 
     fn texts(&self) -> [&[u8]; 3] {
+        if let Some([method, target, host]) = &self.texts {
+            return [method, target, host];
+        }
         [self.parts.method.as_str(), self.target(), &self.host].map(str::as_bytes)
     }
 
@@ -121,12 +169,14 @@ struct Stream<'a, 'b, C> {
     respond: SendResponse<Piece>,
     /// Once the response has begun.
     to_client: Option<SendStream<Piece>>,
+    /// The client has been given a whole response.
+    complete: bool,
     /// The room in memory of its head.
     _held: Option<Held>,
 }
 
 impl<C: Connect> Stream<'_, '_, C> {
-    async fn forward(&mut self, body: RecvStream) {
+    async fn forward(&mut self, body: &mut RecvStream) {
         let result = tokio::select! {
             biased;
             judgement = self.connection.forbidden(&self.head) => Err(Early::Forbidden(Box::new(judgement))),
@@ -134,14 +184,16 @@ impl<C: Connect> Stream<'_, '_, C> {
         };
         match result {
             Ok(()) => {
-                self.connection.note_completed();
+                self.complete = true;
+                self.connection.cancels.completed();
                 self.running.note(|record| record.reason = "forwarded");
             }
             Err(Early::Cancelled) => {
                 // What a server that takes nothing has not been sent of it stays in memory.
-                let is_stuck = self.connection.session.live.is_waiting(Wait::ServerTakes);
-                if is_stuck || self.running.age() < limits::H2_YOUNG_STREAM {
-                    self.connection.note_cancelled();
+                if self.connection.session.live.is_waiting(Wait::ServerTakes) {
+                    self.connection.cancels.stuck();
+                } else if self.running.age() < limits::H2_YOUNG_STREAM {
+                    self.connection.cancels.young();
                 }
                 self.running.note(|record| record.reason = "client_gone");
             }
@@ -154,6 +206,11 @@ impl<C: Connect> Stream<'_, '_, C> {
                 self.cut_off();
             }
             Err(Early::Refused(refusal)) => self.refuse(refusal),
+            Err(Early::NoSlot) => {
+                self.connection.session.counters().upstream_streams_full.add();
+                self.running.note(|record| record.reason = "upstream_streams_full");
+                self.reset(Reason::REFUSED_STREAM);
+            }
             Err(Early::Reset(reason)) => {
                 self.running.note(|record| record.reason = "upstream_reset");
                 self.reset(reason);
@@ -177,6 +234,7 @@ impl<C: Connect> Stream<'_, '_, C> {
         let Some(to_client) = &mut self.to_client else { return self.answer(Refusal::Denied) };
         let status = Refusal::Denied.grpc_status();
         if self.head.is_grpc && to_client.send_trailers(grpc_fields(Refusal::Denied)).is_ok() {
+            self.complete = true;
             self.running.note(|record| record.grpc_status = status.cast_signed());
         } else {
             self.reset(Reason::INTERNAL_ERROR);
@@ -217,13 +275,14 @@ impl<C: Connect> Stream<'_, '_, C> {
             *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::FORBIDDEN);
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
             let text = format!("{}\r\n", refusal.message());
-            let has_body = self.head.parts.method != Method::HEAD;
+            let has_body = self.head.texts()[0] != b"HEAD";
             self.respond
                 .send_response(response, !has_body)
                 .and_then(|mut body| if has_body { body.send_data(Piece::own(text), true) } else { Ok(()) })
         };
-        if let Err(error) = sent {
-            tracing::debug!(%error, "the client did not wait for its refusal");
+        match sent {
+            Ok(()) => self.complete = true,
+            Err(error) => tracing::debug!(%error, "the client did not wait for its refusal"),
         }
     }
 }
@@ -259,8 +318,14 @@ pub(super) fn cost(fields: &HeaderMap) -> usize {
     fields.iter().map(cost).sum()
 }
 
-fn cost_of_uri(uri: &Uri) -> usize {
+fn length_of(uri: &Uri) -> usize {
     let authority = uri.authority().map_or(0, |authority| authority.as_str().len());
-    let target = uri.path_and_query().map_or(0, |target| target.as_str().len());
-    authority + target + limits::FIELD_COST_BYTES
+    authority + uri.path_and_query().map_or(0, |target| target.as_str().len())
+}
+
+/// As HTTP/1 counts it: bytes, and fields.
+fn is_too_large(parts: &Parts) -> bool {
+    let bytes = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len();
+    let fields = parts.headers.len() > limits::HEAD_FIELDS;
+    fields || length_of(&parts.uri) + parts.headers.iter().map(bytes).sum::<usize>() > limits::HEAD_BYTES
 }

@@ -1,19 +1,20 @@
-//! Where header blocks begin and end in what a client sends. `h2` shows a request only when its head is complete, so it
-//! cannot be asked whether one has begun.
+//! What `h2` does not tell of the frames that it reads: whether a header block has begun that is not complete, and whether the
+//! other side wants no more streams.
 
 use super::PREFACE;
 
 /// Types and flag of RFC 9113 section 6.
 const HEADERS: u8 = 0x1;
+const GOAWAY: u8 = 0x7;
 const CONTINUATION: u8 = 0x9;
 const END_HEADERS: u8 = 0x4;
 
 /// Bytes in front of each frame's payload: length (3), type, flags, stream (4).
 const FRAME_HEAD: usize = 9;
 
-/// Follows the frames of one connection from its preface on.
+/// Follows the frames that one side sends, from its first byte on.
 #[derive(Debug)]
-pub(super) struct HeaderBlocks {
+pub(super) struct Frames {
     head: [u8; FRAME_HEAD],
     /// Bytes of `head` that are there.
     have: usize,
@@ -21,11 +22,22 @@ pub(super) struct HeaderBlocks {
     left: usize,
     /// HEADERS or CONTINUATION that does not end its block.
     goes_on: bool,
+    /// A GOAWAY has begun.
+    goes_away: bool,
 }
 
-impl HeaderBlocks {
-    pub(super) fn new() -> Self {
-        Self { head: [0; FRAME_HEAD], have: 0, left: PREFACE.len(), goes_on: false }
+impl Frames {
+    pub(super) fn of_client() -> Self {
+        Self { left: PREFACE.len(), ..Self::of_server() }
+    }
+
+    pub(super) fn of_server() -> Self {
+        Self { head: [0; FRAME_HEAD], have: 0, left: 0, goes_on: false, goes_away: false }
+    }
+
+    /// Whether it has begun to say that it wants no more streams.
+    pub(super) fn goes_away(&self) -> bool {
+        self.goes_away
     }
 
     /// Takes what was read. Whether everything that was incomplete before is complete by now.
@@ -53,6 +65,7 @@ impl HeaderBlocks {
         let [high, middle, low, kind, flags, ..] = self.head;
         self.have = 0;
         self.left = u32::from_be_bytes([0, high, middle, low]) as usize;
+        self.goes_away |= kind == GOAWAY;
         if is_head(kind) {
             self.goes_on = flags & END_HEADERS == 0;
         }
@@ -78,7 +91,7 @@ mod tests {
 
     #[test]
     fn only_header_blocks_and_unknown_frames_are_incomplete() {
-        let mut blocks = HeaderBlocks::new();
+        let mut blocks = Frames::of_client();
         assert!(blocks.take(PREFACE) && !blocks.is_incomplete());
         // What is incomplete after each part of it, byte by byte.
         let mut expect = |bytes: &[u8], incomplete: bool| {
@@ -101,7 +114,7 @@ mod tests {
 
     #[test]
     fn says_when_one_ended_and_another_began() {
-        let mut blocks = HeaderBlocks::new();
+        let mut blocks = Frames::of_client();
         blocks.take(PREFACE);
         let (first, next) = (frame(0, 0, b"four"), frame(0, 0, b"four"));
         assert!(!blocks.take(&first[..3]));
