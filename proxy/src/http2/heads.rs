@@ -3,8 +3,8 @@
 //! is passed on with every field in full, a malformed one as an empty request whose fault stands beside it.
 
 use bytes::Bytes;
-use http::uri::{Authority, PathAndQuery, Scheme};
 use http::Method;
+use http::uri::{Authority, PathAndQuery, Scheme};
 
 use super::hpack::{Corrupt, Decoder, encode};
 use crate::limits;
@@ -136,7 +136,9 @@ impl Head {
             (None, None) if is_connect => {}
             (Some(_), _) | (_, Some(_)) if is_connect => self.wrong("CONNECT with a scheme or path"),
             (None, _) => self.wrong("No scheme"),
-            (Some(scheme), _) if Scheme::try_from(&scheme[..]).is_err() => self.wrong("Invalid scheme"),
+            (Some(scheme), _) if scheme.is_empty() || Scheme::try_from(&scheme[..]).is_err() => {
+                self.wrong("Invalid scheme")
+            }
             (_, None) => self.wrong("No path"),
             (_, Some(path)) if !is_path(path) => self.wrong("Invalid request target"),
             _ => {}
@@ -158,9 +160,8 @@ impl Head {
 
 /// A token without upper case (RFC 9113 section 8.2).
 fn is_name(name: &[u8]) -> bool {
-    let is_name_byte = |byte: &u8| {
-        byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"!#$%&'*+-.^_`|~".contains(byte)
-    };
+    let is_name_byte =
+        |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"!#$%&'*+-.^_`|~".contains(byte);
     !name.is_empty() && name.iter().all(is_name_byte)
 }
 
@@ -228,7 +229,11 @@ mod tests {
             let fields = [&GOOD[..], &[more]].concat();
             assert!(matches!(refusal(&fields, false), Some(Refusal::Malformed(_))), "{more:?}");
             let (_, fault) = request(&mut Decoder::new(), &block(&fields), 1, false).unwrap();
-            assert_eq!(fault.unwrap().texts.map(|text| text.to_vec()), [&b"POST"[..], b"/a", b"b"], "{more:?}");
+            assert_eq!(
+                fault.unwrap().texts.map(|text| text.to_vec()),
+                [&b"POST"[..], b"/a", b"b"],
+                "{more:?}"
+            );
             let passed = trailers(&mut Decoder::new(), &block(&[more])).unwrap();
             assert_eq!(passed, MALFORMED, "{more:?} in trailers");
         }
@@ -236,9 +241,15 @@ mod tests {
             let fields: Vec<_> = GOOD.into_iter().filter(|(name, _)| name != left_out).collect();
             assert!(matches!(refusal(&fields, false), Some(Refusal::Malformed(_))), "no {left_out}");
         }
-        for (name, value) in
-            [(":path", ""), (":path", "a"), (":path", "/#"), (":path", "/ "), (":method", "A B"), (":authority", "a b"), (":scheme", "")]
-        {
+        for (name, value) in [
+            (":path", ""),
+            (":path", "a"),
+            (":path", "/#"),
+            (":path", "/ "),
+            (":method", "A B"),
+            (":authority", "a b"),
+            (":scheme", ""),
+        ] {
             let fields: Vec<_> =
                 GOOD.into_iter().map(|(own, good)| (own, if own == name { value } else { good })).collect();
             assert!(matches!(refusal(&fields, false), Some(Refusal::Malformed(_))), "{name} {value:?}");

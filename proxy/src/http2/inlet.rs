@@ -136,7 +136,14 @@ impl Inlet {
         self.take(kind, flags, stream, &frame, faults).map(|()| true)
     }
 
-    fn take(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8], faults: &Faults) -> Result<(), Corrupt> {
+    fn take(
+        &mut self,
+        kind: u8,
+        flags: u8,
+        stream: u32,
+        payload: &[u8],
+        faults: &Faults,
+    ) -> Result<(), Corrupt> {
         let part = if kind == HEADERS { unpadded(flags, payload)? } else { payload };
         let begun = self.block.take();
         let mut block = begun.unwrap_or(Block {
@@ -147,8 +154,8 @@ impl Inlet {
         });
         block.frames += 1;
         block.bytes.extend_from_slice(part);
-        let is_too_much =
-            block.frames > limits::H2_HEAD_FRAMES || block.bytes.len() > limits::H2_HEADER_LIST_BYTES as usize;
+        let is_too_much = block.frames > limits::H2_HEAD_FRAMES
+            || block.bytes.len() > limits::H2_HEADER_LIST_BYTES as usize;
         if block.stream != stream || is_too_much {
             return Err(Corrupt);
         }
@@ -158,8 +165,7 @@ impl Inlet {
         }
         let full = if stream > self.opened {
             self.opened = stream;
-            let (full, fault) =
-                heads::request(&mut self.decoder, &block.bytes, stream, block.ends_stream)?;
+            let (full, fault) = heads::request(&mut self.decoder, &block.bytes, stream, block.ends_stream)?;
             faults.borrow_mut().extend(fault);
             full
         } else {
@@ -288,7 +294,10 @@ mod tests {
             lengths.push((kind, flags, length));
             rest = &rest[FRAME_HEAD + length..];
         }
-        assert_eq!(lengths.iter().map(|(kind, flags, _)| (*kind, *flags)).collect::<Vec<_>>(), [(1, 0), (9, 0), (9, 4)]);
+        assert_eq!(
+            lengths.iter().map(|(kind, flags, _)| (*kind, *flags)).collect::<Vec<_>>(),
+            [(1, 0), (9, 0), (9, 4)]
+        );
         assert!(lengths.iter().all(|(.., length)| *length <= FRAME_BYTES));
     }
 

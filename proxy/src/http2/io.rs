@@ -36,7 +36,8 @@ impl SharedStream {
     pub(super) fn client(socket: Socket, live: Rc<Live>, early: BytesMut, intake: Rc<Intake>) -> Self {
         let inlet = Inlet::new(early.clone());
         let frames = Frames::of_client();
-        let mut stream = Self { socket, live, turn: 0, frames, inlet: Some((inlet, intake)), goes_away: None };
+        let mut stream =
+            Self { socket, live, turn: 0, frames, inlet: Some((inlet, intake)), goes_away: None };
         stream.note_frames(&early);
         stream
     }

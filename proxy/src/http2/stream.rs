@@ -88,13 +88,7 @@ pub(super) struct Head {
 impl Head {
     fn new(parts: Parts, fault: Option<Fault>) -> Self {
         if let Some(Fault { refusal, texts, is_grpc, .. }) = fault {
-            return Self {
-                parts,
-                host: String::new(),
-                is_grpc,
-                invalid: Some(refusal),
-                texts: Some(texts),
-            };
+            return Self { parts, host: String::new(), is_grpc, invalid: Some(refusal), texts: Some(texts) };
         }
         let host = host(&parts);
         let is_grpc = parts.headers.get(CONTENT_TYPE).is_some_and(is_grpc);

@@ -31,7 +31,11 @@ impl Decoder {
     }
 
     /// Gives each field of a whole block, name and value.
-    pub(super) fn decode(&mut self, mut block: &[u8], mut field: impl FnMut(&[u8], &[u8])) -> Result<(), Corrupt> {
+    pub(super) fn decode(
+        &mut self,
+        mut block: &[u8],
+        mut field: impl FnMut(&[u8], &[u8]),
+    ) -> Result<(), Corrupt> {
         let mut first = true;
         while let Some(&byte) = block.first() {
             match byte {
@@ -249,11 +253,19 @@ mod tests {
         assert_eq!(decoded(&mut decoder, first).unwrap(), common);
         let second = b"\x82\x86\x84\xbe\x58\x86\xa8\xeb\x10\x64\x9c\xbf";
         let fields = decoded(&mut decoder, second).unwrap();
-        assert_eq!((&fields[..4], fields[4].as_str()), (&common.map(str::to_owned)[..], "cache-control=no-cache"));
+        assert_eq!(
+            (&fields[..4], fields[4].as_str()),
+            (&common.map(str::to_owned)[..], "cache-control=no-cache")
+        );
         let third = b"\x82\x87\x85\xbf\x40\x88\x25\xa8\x49\xe9\x5b\xa9\x7d\x7f\x89\x25\xa8\x49\xe9\x5b\xb8\xe8\xb4\xbf";
         let fields = decoded(&mut decoder, third).unwrap();
-        let expected =
-            [":method=GET", ":scheme=https", ":path=/index.html", ":authority=www.example.com", "custom-key=custom-value"];
+        let expected = [
+            ":method=GET",
+            ":scheme=https",
+            ":path=/index.html",
+            ":authority=www.example.com",
+            "custom-key=custom-value",
+        ];
         assert_eq!(fields, expected);
         assert_eq!(decoder.size, 164);
     }
