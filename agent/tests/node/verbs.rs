@@ -182,7 +182,8 @@ async fn check_names_what_is_lost_of_a_pod_and_its_node() {
     node.print("ip", &["neigh", "replace", "10.1.0.2", "lladdr", mac, "dev", &device, "nud", "permanent"]);
     assert_eq!(check(&node, "one", index, address).await, [""; 0]);
 
-    let losses: [(&str, &dyn Fn(&Node)); 3] = [
+    type Loss<'a> = (&'a str, &'a dyn Fn(&Node));
+    let losses: [Loss<'_>; 3] = [
         ("program from_pod is not attached", &|node| {
             std::fs::remove_file(node.pins.join(format!("links/{device}_from_pod"))).unwrap();
         }),

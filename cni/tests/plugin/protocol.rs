@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 /// A variable of the environment and its value.
 type Change<'a> = (&'a str, &'a str);
 /// Takes something away that ADD made.
-type Loss<'a> = &'a dyn Fn(&Node, &Pod);
+type Loss = fn(&Node, &Pod);
 
 #[test]
 fn version_needs_nothing_else() {
@@ -155,71 +155,72 @@ fn an_interface_that_exists_is_an_error_and_stays() {
     assert_eq!(node.journal.lock().unwrap().releases, 0);
 }
 
+/// A word of the error, and what goes.
+const LOSSES: [(&str, Loss); 10] = [
+    ("address", |_, pod| {
+        ask_in(pod.namespace(), |netlink| async move {
+            let eth0 = netlink.link("eth0").await.unwrap().unwrap().index;
+            let all = netlink.addresses().await.unwrap();
+            let (_, address) = all.iter().find(|(index, a)| *index == eth0 && a.addr().is_ipv4()).unwrap();
+            assert!(netlink.delete_address(eth0, *address).await.unwrap());
+        });
+    }),
+    ("route", |_, pod| {
+        ask_in(pod.namespace(), |netlink| async move {
+            let eth0 = netlink.link("eth0").await.unwrap().unwrap().index;
+            let default = Route::via("0.0.0.0/0".parse().unwrap(), [169, 254, 1, 1].into(), eth0);
+            assert!(netlink.delete_route(&default).await.unwrap());
+        });
+    }),
+    ("MTU", |_, pod| {
+        ask_in(pod.namespace(), |netlink| async move {
+            let eth0 = netlink.link("eth0").await.unwrap().unwrap().index;
+            let change = LinkChange { mtu: Some(1000), ..LinkChange::default() };
+            netlink.change_link(eth0, &change).await.unwrap();
+        });
+    }),
+    ("no route", |node, _| {
+        node.netlink(|netlink| async move {
+            let all = netlink.routes(TABLE_MAIN).await.unwrap();
+            let pods =
+                all.iter().find(|r| r.destination.prefix_len() == 32 && r.destination.addr().is_ipv4());
+            assert!(netlink.delete_route(pods.unwrap()).await.unwrap());
+        });
+    }),
+    ("the pod has lost its neighbour 169.254.1.1", |_, pod| {
+        ask_in(pod.namespace(), |netlink| async move {
+            let eth0 = netlink.link("eth0").await.unwrap().unwrap().index;
+            assert!(netlink.delete_neighbour(eth0, [169, 254, 1, 1].into()).await.unwrap());
+        });
+    }),
+    ("the node has lost its neighbour 10.1.0.", |node, _| {
+        node.netlink(|netlink| async move {
+            for entry in netlink.neighbours().await.unwrap().iter().filter(|entry| entry.permanent) {
+                netlink.delete_neighbour(entry.device, entry.address).await.unwrap();
+            }
+        });
+    }),
+    ("the node has lost its neighbour 10.1.0.", |node, _| {
+        node.netlink(|netlink| async move {
+            let entries = netlink.neighbours().await.unwrap();
+            let entry = entries.iter().find(|entry| entry.permanent).unwrap();
+            netlink.ensure_neighbour(entry.device, entry.address, Mac([2, 0, 0, 0, 0, 9])).await.unwrap();
+        });
+    }),
+    ("from_pod is not attached", |node, _| {
+        let lost = ["program from_pod is not attached", "no entry in map ENDPOINTS"];
+        node.journal.lock().unwrap().lost = lost.map(str::to_owned).to_vec();
+    }),
+    ("eth0", |_, pod| {
+        ask_in(pod.namespace(), |netlink| async move { netlink.delete_link("eth0").await.unwrap() });
+    }),
+    ("does not answer", |_, _| {}),
+];
+
 #[test]
 fn check_finds_what_is_lost() {
     let Some(mut node) = Node::new() else { return };
-    let losses: [(&str, Loss<'_>); 10] = [
-        ("address", &|_, pod| {
-            ask_in(pod.namespace(), |netlink| async move {
-                let eth0 = netlink.link("eth0").await.unwrap().unwrap().index;
-                let all = netlink.addresses().await.unwrap();
-                let (_, address) =
-                    all.iter().find(|(index, a)| *index == eth0 && a.addr().is_ipv4()).unwrap();
-                assert!(netlink.delete_address(eth0, *address).await.unwrap());
-            });
-        }),
-        ("route", &|_, pod| {
-            ask_in(pod.namespace(), |netlink| async move {
-                let eth0 = netlink.link("eth0").await.unwrap().unwrap().index;
-                let default = Route::via("0.0.0.0/0".parse().unwrap(), [169, 254, 1, 1].into(), eth0);
-                assert!(netlink.delete_route(&default).await.unwrap());
-            });
-        }),
-        ("MTU", &|_, pod| {
-            ask_in(pod.namespace(), |netlink| async move {
-                let eth0 = netlink.link("eth0").await.unwrap().unwrap().index;
-                let change = LinkChange { mtu: Some(1000), ..LinkChange::default() };
-                netlink.change_link(eth0, &change).await.unwrap();
-            });
-        }),
-        ("no route", &|node, _| {
-            node.netlink(|netlink| async move {
-                let all = netlink.routes(TABLE_MAIN).await.unwrap();
-                let pods =
-                    all.iter().find(|r| r.destination.prefix_len() == 32 && r.destination.addr().is_ipv4());
-                assert!(netlink.delete_route(pods.unwrap()).await.unwrap());
-            });
-        }),
-        ("the pod has lost its neighbour 169.254.1.1", &|_, pod| {
-            ask_in(pod.namespace(), |netlink| async move {
-                let eth0 = netlink.link("eth0").await.unwrap().unwrap().index;
-                assert!(netlink.delete_neighbour(eth0, [169, 254, 1, 1].into()).await.unwrap());
-            });
-        }),
-        ("the node has lost its neighbour 10.1.0.", &|node, _| {
-            node.netlink(|netlink| async move {
-                for entry in netlink.neighbours().await.unwrap().iter().filter(|entry| entry.permanent) {
-                    netlink.delete_neighbour(entry.device, entry.address).await.unwrap();
-                }
-            });
-        }),
-        ("the node has lost its neighbour 10.1.0.", &|node, _| {
-            node.netlink(|netlink| async move {
-                let entries = netlink.neighbours().await.unwrap();
-                let entry = entries.iter().find(|entry| entry.permanent).unwrap();
-                netlink.ensure_neighbour(entry.device, entry.address, Mac([2, 0, 0, 0, 0, 9])).await.unwrap();
-            });
-        }),
-        ("from_pod is not attached", &|node, _| {
-            let lost = ["program from_pod is not attached", "no entry in map ENDPOINTS"];
-            node.journal.lock().unwrap().lost = lost.map(str::to_owned).to_vec();
-        }),
-        ("eth0", &|_, pod| {
-            ask_in(pod.namespace(), |netlink| async move { netlink.delete_link("eth0").await.unwrap() });
-        }),
-        ("does not answer", &|_, _| {}),
-    ];
-    for (word, lose) in losses {
+    for (word, lose) in LOSSES {
         let pod = Pod::new();
         let mut config = node.config();
         config["prevResult"] = node.add(&pod).json();

@@ -1,5 +1,7 @@
 //! Fragments: the later ones share the verdict of the first, whatever their order and whatever was allowed before.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 #[cfg(test)]
 mod common;
 

@@ -1,5 +1,7 @@
 //! What cannot be read is denied, by every program, whatever policy says.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 #[cfg(test)]
 mod common;
 

@@ -1,6 +1,8 @@
 //! Where a packet really came from, with real frames: what claims a remote address without having come by the tunnel, and
 //! what the node gave another address after it was judged.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 #[cfg(test)]
 mod common;
 

@@ -14,11 +14,14 @@ const ENTRY_COST: usize = 32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Corrupt;
 
+/// Name and value.
+type Field = (Box<[u8]>, Box<[u8]>);
+
 /// Decodes the blocks of one direction of a connection.
 #[derive(Debug)]
 pub(super) struct Decoder {
     /// The latest first.
-    entries: VecDeque<(Box<[u8]>, Box<[u8]>)>,
+    entries: VecDeque<Field>,
     size: usize,
     most: usize,
     name: Vec<u8>,
