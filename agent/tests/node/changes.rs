@@ -7,7 +7,7 @@ use api::agent::{StatusResponse, TunnelReport};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::fixture::{Node, can_run, eventually, node_manifest, pod_manifest, within};
+use crate::fixture::{Node, can_run, eventually, node_manifest, pod_manifest, problems, within};
 
 /// Two looks of the agent, and a busy machine.
 const SOON: Duration = Duration::from_secs(30);
@@ -21,7 +21,7 @@ fn names<'a>(words: &'a [&'a str]) -> impl Fn(&StatusResponse) -> bool + 'a {
 }
 
 fn is_fine(status: &StatusResponse) -> bool {
-    status.problems.is_empty()
+    problems(status).is_empty()
 }
 
 fn apply(node: &Node, own: &str) {

@@ -312,6 +312,14 @@ fn attachment(container: &str) -> Option<Attachment> {
     Some(Attachment { container_id: container.into(), interface: "eth0".into() })
 }
 
+/// Problems but those of the programs that a node of these tests runs without, and of nodes that there are not.
+pub(crate) fn problems(status: &StatusResponse) -> Vec<&api::agent::Problem> {
+    let is_absent = |location: &str| {
+        ["mesh-proxy", "mesh-wireguard"].contains(&location) || location.starts_with("tunnel to ")
+    };
+    status.problems.iter().filter(|problem| !is_absent(&problem.r#where)).collect()
+}
+
 pub(crate) fn node_manifest(number: u8) -> String {
     format!(
         "kind: Node\nmetadata: {{name: node-{number}}}\nspec: {{podCIDR: 10.{number}.0.0/16}}\n\

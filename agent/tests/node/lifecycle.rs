@@ -11,7 +11,7 @@ use layout::endpoint_flag::{ENFORCE_EGRESS, ENFORCE_INGRESS, SHAPED};
 
 use nix::sys::signal::Signal;
 
-use crate::fixture::{Node, can_run, eventually, pod_manifest};
+use crate::fixture::{Node, can_run, eventually, pod_manifest, problems};
 
 const DENY_ALL: &str = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: deny}\n\
                         spec: {podSelector: {}, policyTypes: [Ingress]}\n";
@@ -182,7 +182,7 @@ async fn a_full_disk_ends_neither_the_agent_nor_what_is_in_force() {
     let refused = node.try_allocate("two", "b").await.unwrap_err();
     assert!(refused.message().contains("No space left on device"), "{refused}");
     disk.clear();
-    node.status_when("no problem is left", limit, |status| status.problems.is_empty()).await;
+    node.status_when("no problem is left", limit, |status| problems(status).is_empty()).await;
     node.add("two", "b").await;
 }
 

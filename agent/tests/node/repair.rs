@@ -11,7 +11,7 @@ use api::agent::TunnelReport;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::fixture::{Node, can_run, pod_manifest};
+use crate::fixture::{Node, can_run, pod_manifest, problems};
 
 /// The agent looks every ten seconds.
 const A_LOOK: Duration = Duration::from_secs(11);
@@ -138,8 +138,8 @@ async fn what_somebody_removes_is_made_again_and_what_is_right_is_left_alone() {
     break_everything(&node, &host);
     becomes(&node, &wanted).await;
 
-    let status = node.status_when("no problem", REPAIRED, |status| status.problems.is_empty()).await;
-    assert_eq!(status.problems, []);
+    let status = node.status_when("no problem", REPAIRED, |status| problems(status).is_empty()).await;
+    assert!(problems(&status).is_empty(), "{status:?}");
     let log = node.log();
     let warning = log.lines().find(|line| line.contains("repaired")).unwrap();
     for part in [
@@ -235,7 +235,7 @@ async fn a_node_that_is_not_complete_gives_out_no_address_until_it_is() {
 
     let nft = node.print("sh", &["-c", "command -v nft"]);
     std::os::unix::fs::symlink(Path::new(nft.trim()), programs.join("nft")).unwrap();
-    node.status_when("complete", REPAIRED, |status| status.problems.is_empty()).await;
+    node.status_when("complete", REPAIRED, |status| problems(status).is_empty()).await;
     assert_eq!(node.allocate("one", "a").await.address, "10.1.0.2");
 }
 
@@ -262,7 +262,7 @@ async fn a_pod_that_nobody_judges_is_cut_off_until_somebody_does() {
     node.add("two", "b").await;
 
     std::fs::remove_dir(&pin).unwrap();
-    node.status_when("repaired", REPAIRED, |status| status.problems.is_empty()).await;
+    node.status_when("repaired", REPAIRED, |status| problems(status).is_empty()).await;
     assert!(node.netlink.link(&host).await.unwrap().unwrap().up && pin.is_file());
 }
 
