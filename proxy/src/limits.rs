@@ -151,6 +151,10 @@ pub const H2_DISCARD_BYTES: usize = 64 * 1024 * 1024;
 /// How long that is done; nginx's `lingering_time`.
 pub const H2_DISCARD_TIME: Duration = Duration::from_secs(30);
 
+/// How long a gRPC request that is refused may go on before it is answered: a call with one message ends at once, and a stream
+/// is not kept waiting for its status.
+pub const H2_HEAR_OUT: Duration = Duration::from_millis(200);
+
 /// Request records waiting to be sent to the agent, some 500 bytes each, 7 kB at most. Further ones are counted and lost.
 pub const RECORDS: usize = 8192;
 

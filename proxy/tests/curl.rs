@@ -39,7 +39,7 @@ fn a_refused_upload_has_its_answer_every_time() {
     rig.apply(2, Some(shop_policy_with(json!([{ "path": "/open" }]))));
     let mut body = tempfile::NamedTempFile::new().unwrap();
     body.write_all(&vec![b'x'; BODY]).unwrap();
-    // An answer of 200 stops no upload of curl's, and it waits for an end of its own then.
+    // An answer of 200 stops no upload of curl's, so the answer comes behind it.
     let mut short = tempfile::NamedTempFile::new().unwrap();
     short.write_all(b"\0\0\0\0\x01x").unwrap();
     for _ in 0..10 {

@@ -40,10 +40,11 @@ pub(super) async fn serve<C: Connect>(
     let mut stream =
         Stream { connection, head, running, respond, to_client: None, complete: false, _held: held };
     match refusal {
-        Some(refusal) => stream.refuse(refusal),
-        None => {
-            stream.forward(&mut body).await;
+        Some(refusal) => {
+            stream.hear_out(&mut body).await;
+            stream.refuse(refusal);
         }
+        None => stream.forward(&mut body).await,
     }
     let Stream { running, complete, respond: _respond, to_client: _to_client, .. } = stream;
     drop(running);
@@ -55,24 +56,24 @@ pub(super) async fn serve<C: Connect>(
 /// Takes what the client still sends of a request that has had its whole response. Without this `h2` resets the stream, and
 /// some clients forget a response that a reset follows (curl before 7.89).
 async fn discard(body: &mut RecvStream) {
-    if body.is_end_stream() {
-        return;
+    if !body.is_end_stream() {
+        let _ = tokio::time::timeout(limits::H2_DISCARD_TIME, take_rest(body)).await;
     }
+}
+
+async fn take_rest(body: &mut RecvStream) {
     let taken = body.flow_control().used_capacity();
     let _ = body.flow_control().release_capacity(taken);
-    let rest = async {
-        let mut left = limits::H2_DISCARD_BYTES;
-        while let Some(Ok(chunk)) = body.data().await {
-            // Fails only when the stream is over, which the next turn tells.
-            let _ = body.flow_control().release_capacity(chunk.len());
-            left = left.saturating_sub(chunk.len());
-            if left == 0 {
-                return;
-            }
+    let mut left = limits::H2_DISCARD_BYTES;
+    while let Some(Ok(chunk)) = body.data().await {
+        // Fails only when the stream is over, which the next turn tells.
+        let _ = body.flow_control().release_capacity(chunk.len());
+        left = left.saturating_sub(chunk.len());
+        if left == 0 {
+            return;
         }
-        let _ = body.trailers().await;
-    };
-    let _ = tokio::time::timeout(limits::H2_DISCARD_TIME, rest).await;
+    }
+    let _ = body.trailers().await;
 }
 
 /// A request head in the words of policy.
@@ -199,7 +200,10 @@ impl<C: Connect> Stream<'_, '_, C> {
                 });
                 self.cut_off();
             }
-            Err(Early::Refused(refusal)) => self.refuse(refusal),
+            Err(Early::Refused(refusal)) => {
+                self.hear_out(body).await;
+                self.refuse(refusal);
+            }
             Err(Early::NoSlot) => {
                 self.connection.session.counters().upstream_streams_full.add();
                 self.running.note(|record| record.reason = "upstream_streams_full");
@@ -219,6 +223,14 @@ impl<C: Connect> Stream<'_, '_, C> {
                 self.running.note(|record| record.reason = Refusal::NoRoom.reason());
                 self.reset(Reason::ENHANCE_YOUR_CALM);
             }
+        }
+    }
+
+    /// Lets a gRPC client end its request before it is refused, if it does so soon. The answer is a 200, and curl waits for ever
+    /// for the end of an upload that such an answer overtakes.
+    async fn hear_out(&self, body: &mut RecvStream) {
+        if self.head.is_grpc && !body.is_end_stream() {
+            let _ = tokio::time::timeout(limits::H2_HEAR_OUT, take_rest(body)).await;
         }
     }
 
