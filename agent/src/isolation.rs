@@ -167,7 +167,7 @@ mod tests {
             labels: [("app".to_owned(), name.to_owned())].into(),
             ..Pod::default()
         };
-        for (number, name) in ["cart", "web"].into_iter().enumerate() {
+        for (number, name) in ["cart", "web", "other"].into_iter().enumerate() {
             let mut pod = pod(name);
             pod.addresses = vec![std::net::IpAddr::from([10, 1, 0, number as u8 + 2])];
             records.pods.insert(PodName::new("shop", name), Arc::new(pod));

@@ -178,6 +178,6 @@ mod tests {
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
         health.look_at_disk(&folder.path().join("gone"));
         assert!(health.state_folder.unwrap().message.contains("No such file"));
-        assert!(probe(Path::new("/proc")).is_err());
+        assert!(probe(Path::new("/proc/version")).is_err(), "not a folder");
     }
 }

@@ -53,10 +53,10 @@ async fn pods_survive_a_killed_agent_and_cleanup_leaves_nothing() {
     // Dead: what is in force stays, programs stay attached.
     node.kill();
     let attached = |node: &Node| std::fs::read_dir(node.pins.join("links")).unwrap().count();
-    assert_eq!((flags(&node, address), attached(&node)), (Some(ENFORCE_INGRESS), 5));
+    assert_eq!((flags(&node, address), attached(&node)), (Some(ENFORCE_INGRESS), 6));
     let status = node.start().await;
     assert_eq!(status.endpoints, 1);
-    assert_eq!((flags(&node, address), attached(&node)), (Some(ENFORCE_INGRESS), 5));
+    assert_eq!((flags(&node, address), attached(&node)), (Some(ENFORCE_INGRESS), 6));
     assert_eq!(node.allocate("one", "a").await.address, "10.1.0.2", "after the restart");
     let (second, _) = node.add("two", "b").await;
     assert_eq!(second.to_string(), "10.1.0.3");
@@ -175,7 +175,8 @@ async fn a_full_disk_ends_neither_the_agent_nor_what_is_in_force() {
     node.spawn_logging_to(std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
     let limit = crate::fixture::LIMIT;
     let full = |status: &StatusResponse| {
-        status.problems.iter().any(|problem| problem.message.contains("No space left on device"))
+        let is_full = |problem: &api::agent::Problem| problem.message.contains("No space left on device");
+        status.snapshot_enforced > 0 && status.problems.iter().any(is_full)
     };
     node.status_when("a full disk is a problem", limit, full).await;
     assert!(flags(&node, address).is_some(), "the pod is still judged by its rules");
