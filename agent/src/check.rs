@@ -150,8 +150,8 @@ pub(crate) fn world(records: &Records) -> World {
     }
 }
 
-/// The pods that the policy, if it were the only one, would put under rules, and what is wrong with it. The engine alone
-/// knows how to select.
+/// The pods that the policy, if it were the only one, would put under rules, and what is wrong with
+/// it. The engine alone knows how to select.
 pub(crate) fn select(world: &mut World, policy: &PolicyObject) -> (Vec<String>, Vec<Problem>) {
     world.policies = vec![policy.clone()];
     let (snapshot, mut problems) = policy::compile(world, &mut Identities::default(), 1);

@@ -54,7 +54,8 @@ pub struct Settings {
     /// User of the tunnel's worker, who owns tunnel.sock [default: 65533]
     #[arg(long, value_name = "UID")]
     tunnel_uid: Option<u32>,
-    /// Addresses of all pods of the cluster and of nothing else, as kube-controller-manager's --cluster-cidr (required)
+    /// Addresses of all pods of the cluster and of nothing else, as kube-controller-manager's
+    /// --cluster-cidr (required)
     #[arg(long, value_name = "CIDR")]
     pod_network: Option<IpNet>,
     /// Encrypt what goes to pods of other nodes [default: true]

@@ -11,7 +11,8 @@ use crate::source::{PodName, Records};
 
 /// Policies that a reason names; the others are counted.
 const NAMED: usize = 3;
-/// Policies that are looked at for one flow: each takes some microseconds, and flows wait behind it. `explain` looks at all.
+/// Policies that are looked at for one flow: each takes some microseconds, and flows wait behind
+/// it. `explain` looks at all.
 const FLOW_POLICIES: usize = 500;
 
 /// What was found for flows, while the same snapshot is in force.

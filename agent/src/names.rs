@@ -52,7 +52,7 @@ pub fn proxy_snapshot(config: &Config) -> PathBuf {
     config.state_dir.join("proxy/snapshot.pb")
 }
 
-/// The device with this number; none if there is no such device.
+/// Name of the device with this number, if the device exists.
 pub fn device_name(index: u32) -> Option<String> {
     // One that is not there is an empty name as well as an error here.
     let name = nix::net::if_::if_indextoname(index).ok()?.to_string_lossy().into_owned();

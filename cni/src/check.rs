@@ -12,9 +12,10 @@ use crate::error::CniError;
 use crate::pod::Ends;
 use crate::request::Target;
 
-/// Compares `prevResult` with the kernel: both devices, the addresses, the routes and the neighbour of the pod, the node's route and
-/// neighbour to it. Then the agent says what is lost of its record, its programs and maps, and the ways of the node. What others in
-/// the chain added does not matter.
+/// Compares `prevResult` with the kernel: both devices, the addresses, the routes and the neighbour
+/// of the pod, the node's route and neighbour to it. Then the agent says what is lost of its
+/// record, its programs and maps, and the ways of the node. What others in the chain added does not
+/// matter.
 pub(crate) async fn check(target: &Target, config: &Config) -> Result<(), CniError> {
     let Some(result) = &config.prev_result else {
         return Err(CniError::Config("CHECK needs prevResult, the result of the ADD".to_owned()));
@@ -56,8 +57,8 @@ pub(crate) async fn check(target: &Target, config: &Config) -> Result<(), CniErr
     if missing.is_empty() { Ok(()) } else { lost(missing.join("; ")) }
 }
 
-/// The gateway is only a name for the host side, and the node asks no pod for its Ethernet address: without these entries no packet
-/// leaves.
+/// The gateway is only a name for the host side, and the node asks no pod for its Ethernet address:
+/// without these entries no packet leaves.
 async fn neighbours(ips: &[&IpConfig], ends: &Ends, pod: &Link, host: &Link) -> Result<(), CniError> {
     let (in_pod, on_node) = (ends.pod.neighbours().await?, ends.node.neighbours().await?);
     let is_there = |entries: &[Neighbour], device: &Link, address: IpAddr, mac: Option<Mac>| {

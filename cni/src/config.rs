@@ -67,7 +67,8 @@ impl Config {
         })
     }
 
-    /// What GC is to keep, of the configuration `json`: all that either key names. Without both it is not known what to keep.
+    /// What GC is to keep, of the configuration `json`: all that either key names. Without both it
+    /// is not known what to keep.
     pub(crate) fn valid_attachments(json: &[u8]) -> Result<Vec<GcAttachment>, CniError> {
         let raw: NetConf = serde_json::from_slice(json).map_err(CniError::Decode)?;
         let other = match raw.custom.get(ATTACHMENTS) {

@@ -8,8 +8,8 @@ use crate::agent::Agent;
 use crate::config::Config;
 use crate::error::CniError;
 
-/// Releases every attachment of this network that is not in `valid`, and reports at the end which it could not. One by one: between
-/// two of them the agent serves others.
+/// Releases every attachment of this network that is not in `valid`, and reports at the end which
+/// it could not. One by one: between two of them the agent serves others.
 pub(crate) async fn gc(
     config: &Config,
     valid: &[GcAttachment],

@@ -13,7 +13,8 @@ use crate::agent::Allocation;
 use crate::error::CniError;
 use crate::request::Target;
 
-/// Of the rules in a pod that send what has the address of a second interface out through that interface.
+/// Of the rules in a pod that send what has the address of a second interface out through that
+/// interface.
 const SOURCE_PRIORITY: u32 = 1000;
 /// The table that such a rule looks into is this and the number of the device.
 const SOURCE_TABLES: u32 = 200_000;
@@ -90,8 +91,9 @@ impl Ends {
         Ok(metric)
     }
 
-    /// The way out of the pod, by way of the gateway. A pod that has one through another interface keeps it: it belongs to another
-    /// attachment, whose DEL takes it away and leaves this one, which is behind it until then.
+    /// The way out of the pod, by way of the gateway. A pod that has one through another interface
+    /// keeps it: it belongs to another attachment, whose DEL takes it away and leaves this one,
+    /// which is behind it until then.
     async fn create_routes(&self, device: u32, gateway: IpAddr) -> Result<u32, CniError> {
         /// Another ADD may make one between the look and the routes, each time.
         const ATTEMPTS: u32 = 5;
@@ -114,8 +116,9 @@ impl Ends {
         }
     }
 
-    /// What is sent from the address of an interface whose routes are not the pod's best ones: by the other interface it would be
-    /// refused, so that nobody who speaks to this address would get an answer.
+    /// What is sent from the address of an interface whose routes are not the pod's best ones: by
+    /// the other interface `from_pod` would refuse it, and no peer of this address would get an
+    /// answer.
     async fn create_source_rule(&self, device: u32, allocation: &Allocation) -> Result<(), CniError> {
         let (gateway, table) = (allocation.gateway, SOURCE_TABLES.saturating_add(device));
         self.pod.create_route(&Route::link(IpNet::from(gateway), device).in_table(table)).await?;
@@ -151,8 +154,9 @@ impl Ends {
         Ok(())
     }
 
-    /// The pair of `target`, if ADD made it: the other end is on this node and has the name of this attachment. A device
-    /// that another plugin made, or that belongs to another attachment, does not.
+    /// The pair of `target`, if ADD made it: the other end is on this node and has the name of this
+    /// attachment. A device that another plugin made, or that belongs to another attachment, does
+    /// not.
     pub(crate) async fn find(&self, target: &Target) -> Result<Option<(Link, Link)>, CniError> {
         let Some(pod) = self.pod.link(&target.ifname).await? else { return Ok(None) };
         let Some(peer) = pod.peer.filter(|_| pod.kind.as_deref() == Some(VETH)) else { return Ok(None) };
@@ -162,8 +166,8 @@ impl Ends {
     }
 }
 
-/// Whether a device of the node is the host side of this very attachment, by its kind and its name. The name is a hash
-/// of container ID and interface, so no other device has it.
+/// Whether a device of the node is the host side of this very attachment, by its kind and its name.
+/// The name is a hash of container ID and interface, so no other device has it.
 pub(crate) fn is_host_side(link: &Link, target: &Target) -> bool {
     link.kind.as_deref() == Some(VETH) && link.name == target.host_interface()
 }

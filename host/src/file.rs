@@ -29,7 +29,8 @@ impl FileError {
 /// How the names of temporary files end.
 const TEMPORARY: &[u8] = b".tmp";
 
-/// A temporary file that is older has lost its writer: one write takes milliseconds, on a busy disk seconds.
+/// A temporary file that is older has lost its writer: one write takes milliseconds, on a busy disk
+/// seconds.
 const WRITE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Two writers of one process never share a temporary name.
@@ -70,12 +71,13 @@ pub fn is_temporary(name: &OsStr) -> bool {
     name.starts_with(b".") && name.ends_with(TEMPORARY)
 }
 
-/// Removes the temporary files of writers that were killed, from `folder` alone. What cannot be looked at or removed
-/// stays until the next time: no reader takes such a file.
+/// Removes the temporary files of writers that were killed, from `folder` alone. What cannot be
+/// looked at or removed stays until the next time: no reader takes such a file.
 pub fn remove_left_over(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let age = entry.metadata().and_then(|metadata| metadata.modified()).map(|at| at.elapsed());
-        // A time in the future is an error here, and a clock that was set back makes no file young for ever.
+        // A time in the future is an error here, and a clock that was set back makes no file young
+        // for ever.
         let is_old = age.is_ok_and(|age| age.is_ok_and(|age| age > WRITE_LIMIT));
         if is_old && is_temporary(&entry.file_name()) {
             let _ = fs::remove_file(entry.path());

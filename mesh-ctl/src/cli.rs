@@ -61,7 +61,8 @@ pub enum Output {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// What is wrong, and programs, snapshots and tunnels of each node; ends with 1 if anything is wrong (mesh-ctl status).
+    /// What is wrong, and programs, snapshots and tunnels of each node; ends with 1 if anything is
+    /// wrong (mesh-ctl status).
     Status {
         /// Show what each node has counted, too.
         #[arg(long)]
@@ -173,7 +174,8 @@ pub enum LabCommand {
         #[arg(long)]
         allow_problems: bool,
     },
-    /// Create or change objects and wait until they are in force (mesh-ctl lab apply -f policy.yaml).
+    /// Create or change objects and wait until they are in force (mesh-ctl lab apply -f
+    /// policy.yaml).
     Apply {
         /// Name of the lab.
         #[command(flatten)]

@@ -1,5 +1,5 @@
-//! What of a request's head is refused before any rule is asked (RFC 9110, 9112, 9113): the same for both versions of HTTP
-//! and for `explain`.
+//! What of a request's head is refused before any rule is asked (RFC 9110, 9112, 9113): the same
+//! for both versions of HTTP and for `explain`.
 
 /// A version of HTTP, as far as heads differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,7 +152,8 @@ impl<'a> Head<'a> {
         if authority.is_empty() || !is_host(authority) {
             return Err(HeadProblem::Malformed("Invalid authority"));
         }
-        // Without a path, OPTIONS is about the server as a whole and "?query" has no path to judge: clients do not send it.
+        // Without a path, OPTIONS is about the server as a whole and "?query" has no path to judge:
+        // clients do not send it.
         match path {
             "" if self.method != "OPTIONS" => Ok(("/", Some(authority))),
             path if path.starts_with('/') => Ok((path, Some(authority))),
@@ -160,7 +161,8 @@ impl<'a> Head<'a> {
         }
     }
 
-    /// Host: one in HTTP/1.1, and the same as the authority, if both are there (RFC 9112 section 3.2, 9113 section 8.3.1).
+    /// Host: one in HTTP/1.1, and the same as the authority, if both are there (RFC 9112 section
+    /// 3.2, 9113 section 8.3.1).
     fn host(&self, authority: Option<&'a str>) -> Result<&'a str, HeadProblem> {
         let field = match self.host.map(std::str::from_utf8) {
             Some(Err(_)) => return Err(HeadProblem::Malformed("Invalid Host")),
@@ -180,7 +182,8 @@ impl<'a> Head<'a> {
         if is_host(host) { Ok(host) } else { Err(HeadProblem::Malformed("Invalid Host")) }
     }
 
-    /// RFC 9112 section 6.3, without its tolerance: one Content-Length of digits, or chunked and nothing else.
+    /// RFC 9112 section 6.3, without its tolerance: one Content-Length of digits, or chunked and
+    /// nothing else.
     fn body(&self) -> Result<RequestBody, HeadProblem> {
         match (self.length, self.coding) {
             (None, None) => Ok(RequestBody::Length(0)),
@@ -213,8 +216,9 @@ fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// Whether this is `host [":" port]` of RFC 3986 section 3.2, without user information, percent-encoding and the
-/// characters that some parsers end a host at. Empty is valid: a target may have no authority.
+/// Whether this is `host [":" port]` of RFC 3986 section 3.2, without user information,
+/// percent-encoding and the characters that some parsers end a host at. Empty is valid: a target
+/// may have no authority.
 fn is_host(text: &str) -> bool {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => match rest.split_once(']') {

@@ -19,8 +19,9 @@ pub const REMOTE_NODE: IdentityId = 6;
 /// Numbers below are reserved.
 pub const FIRST_LOCAL: IdentityId = 256;
 
-/// Identities without a pod that are kept in case their labels come back: the pods of a few roll-outs. Every new
-/// identity writes the whole file again, so what is kept costs each change. Labels that return later get a new number.
+/// Identities without a pod that are kept in case their labels come back: the pods of a few
+/// roll-outs. Every new identity writes the whole file again, so what is kept costs each change.
+/// Labels that return later get a new number.
 const MAX_UNUSED: usize = 1024;
 
 /// Name of a reserved identity, as Cilium prints it without `reserved:`.
@@ -139,8 +140,8 @@ impl Identities {
         number
     }
 
-    /// Forgets identities that no pod has, the lowest numbers first, once there are more than [`MAX_UNUSED`]. Half of
-    /// these stay, so that the next new identity does not sort them again.
+    /// Forgets identities that no pod has, the lowest numbers first, once there are more than
+    /// [`MAX_UNUSED`]. Half of these stay, so that the next new identity does not sort them again.
     pub(crate) fn forget_unused<T>(&mut self, in_use: &BTreeMap<IdentityId, T>) {
         if self.numbers.len() <= in_use.len() + MAX_UNUSED {
             return;

@@ -171,8 +171,9 @@ impl HttpRule {
 pub struct HeaderMatch {
     /// Its name; case does not count.
     pub name: HeaderName,
-    /// Its whole value, byte for byte; repeated headers count as one, joined by commas (RFC 9110 section 5.3), those of
-    /// Cookie by "; " (RFC 9113 section 8.2.3). None: it only has to be there.
+    /// Its whole value, byte for byte; repeated headers count as one, joined by commas (RFC 9110
+    /// section 5.3), those of Cookie by "; " (RFC 9113 section 8.2.3). None: it only has to be
+    /// there.
     pub value: Option<String>,
 }
 
@@ -192,8 +193,8 @@ impl HeaderMatch {
         rest.is_empty()
     }
 
-    /// Between the values of a repeated header. HTTP/2 clients send each cookie in a field of its own, and servers read
-    /// them, and several Cookie lines of HTTP/1, as one list of cookies.
+    /// Between the values of a repeated header. HTTP/2 clients send each cookie in a field of its
+    /// own, and servers read them, and several Cookie lines of HTTP/1, as one list of cookies.
     fn separator(&self) -> &'static [u8] {
         if self.name == header::COOKIE { b"; " } else { b"," }
     }

@@ -8,7 +8,8 @@ use std::process::{Command, Stdio};
 
 use policy::Pattern;
 
-/// Reads lines of hexadecimal text: a pattern, then its texts. Answers each with `-`, or `0` and `1` for each text.
+/// Reads lines of hexadecimal text: a pattern, then its texts. Answers each with `-`, or `0` and
+/// `1` for each text.
 const PROGRAM: &str = r#"
 import os, sys
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -445,7 +446,8 @@ fn patterns_mean_what_they_mean_to_re2() {
     let texts: Vec<String> = TEXTS.iter().map(|text| (*text).to_owned()).collect();
     let mut questions: Vec<_> =
         PATTERNS.iter().map(|pattern| ((*pattern).to_owned(), texts.clone())).collect();
-    // Every ASCII character after a backslash, outside and inside of a class, with something after it.
+    // Every ASCII character after a backslash, outside and inside of a class, with something after
+    // it.
     for byte in 0x20..0x7fu8 {
         let character = char::from(byte);
         for pattern in [format!("\\{character}"), format!("[\\{character}x]"), format!("a\\{character}b")] {

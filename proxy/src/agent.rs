@@ -71,7 +71,8 @@ impl AgentClient {
                     last = self.take(message).await;
                     acks.send(last.clone()).await.map_err(gone)?;
                 }
-                // One that does not fit waits behind others, which say that this process works as well.
+                // One that does not fit waits behind others, which say that this process works as
+                // well.
                 _ = repeat.tick() => drop(acks.try_send(last.clone())),
             }
         }
@@ -82,7 +83,8 @@ impl AgentClient {
     async fn take(&self, message: api::policy::Snapshot) -> SnapshotAck {
         let number = message.number;
         let given = message.clone();
-        // Thousands of patterns take long to compile, and this thread shows the master meanwhile that the worker works.
+        // Thousands of patterns take long to compile, and this thread shows the master meanwhile
+        // that the worker works.
         let read =
             tokio::task::spawn_blocking(move || Snapshot::try_from(given).map_err(|error| error.to_string()));
         let snapshot = match read.await.unwrap_or_else(|error| Err(error.to_string())) {

@@ -63,8 +63,9 @@ pub(crate) async fn until_speaks_or_closes(reader: &mut (impl AsyncRead + Unpin)
     let _ = reader.read(&mut byte).await;
 }
 
-/// Closes after a last answer: ends our side, then takes what the client still sends, so that unread bytes do not turn
-/// the close into a reset that overtakes the answer. Until `limit` has passed, or nothing has come for `pause`.
+/// Closes after a last answer: ends our side, then takes what the client still sends, so that
+/// unread bytes do not turn the close into a reset that overtakes the answer. Until `limit` has
+/// passed, or nothing has come for `pause`.
 pub(crate) async fn close_after_answer(mut stream: TcpStream, limit: Duration, pause: Duration) {
     upstream::end_cleanly(&stream);
     let discard = async {

@@ -22,7 +22,8 @@ pub const OTHER_DESCRIPTORS: u64 = 1024;
 /// Bytes of a request or response head. Envoy's default is 60 KiB, nginx's 4 x 8 KiB.
 pub const HEAD_BYTES: usize = 64 * 1024;
 
-/// Fields of a head. Envoy's default is 100; nginx counts only their bytes. 64 bytes each, if the head is full.
+/// Fields of a head. Envoy's default is 100; nginx counts only their bytes. 64 bytes each, if the
+/// head is full.
 pub const HEAD_FIELDS: usize = 1000;
 
 /// Fields that `Connection` may name: each is compared with every field of the head. Real heads name one or two.
@@ -46,15 +47,18 @@ pub const HEAD_READ_BYTES: usize = 4 * 1024;
 /// Body bytes of a refused request that are read and thrown away to keep its connection; a longer body closes it.
 pub const DISCARD_BYTES: u64 = 256 * 1024;
 
-/// Size of an HTTP/2 header list that `h2` takes, decoded; it counts 32 bytes more for each field (RFC 9113 section 6.5.2).
-/// More than our own limits, so that what is above these has an answer and a record of ours.
+/// Size of an HTTP/2 header list that `h2` takes, decoded; it counts 32 bytes more for each field
+/// (RFC 9113 section 6.5.2). More than our own limits, so that what is above these has an answer
+/// and a record of ours.
 pub const H2_HEADER_LIST_BYTES: u32 = 2 * (HEAD_BYTES + 32 * HEAD_FIELDS) as u32;
 
-/// Frames that a header block may be in: the largest fills twelve, and empty ones are a flood (CVE-2024-27316).
+/// Frames that a header block may be in: the largest fills twelve, and empty ones are a flood
+/// (CVE-2024-27316).
 pub const H2_HEAD_FRAMES: usize = 64;
 
-/// What a stream takes in memory beside its head and its body: its place in `h2`, twice, and the state of its relay. No number
-/// of streams is a limit of its own: Envoy's default was none for long, and a client that keeps to one lets further calls hang.
+/// What a stream takes in memory beside its head and its body: its place in `h2`, twice, and the
+/// state of its relay. No number of streams is a limit of its own: Envoy's default was none for
+/// long, and a client that keeps to one lets further calls hang.
 pub const H2_STREAM_COST_BYTES: usize = 8 * 1024;
 
 /// Flow-control window of an HTTP/2 stream, in each direction: what one stream may have in memory, since its sender is
@@ -77,8 +81,9 @@ pub const H2_SEND_PIECES: usize = 16;
 /// A shorter piece is copied out of the buffer of some 16 KiB that it was read into, and that it would keep in memory.
 pub const H2_COPY_BELOW_BYTES: usize = 4 * 1024;
 
-/// Bytes of the requests under way on an HTTP/2 connection without their bodies: 2,000 of them with heads of 8 KiB (nginx: 128
-/// with 32 KiB; Envoy: 1024 with 60 KiB, but no room for all connections).
+/// Bytes of the requests under way on an HTTP/2 connection without their bodies: 2,000 of them with
+/// heads of 8 KiB (nginx: 128 with 32 KiB; Envoy: 1024 with 60 KiB, but no room for all
+/// connections).
 pub const H2_HEADS_BYTES: usize = 32 * 1024 * 1024;
 
 /// Bytes of an HTTP/2 connection in memory: heads, and one window for each direction.
@@ -121,38 +126,41 @@ pub const H2_SMALL_FRAMES_BUDGET: usize = 8 * 1024 * 1024;
 /// A stream that lived this long before its client cancelled it is no part of a flood.
 pub const H2_YOUNG_STREAM: Duration = Duration::from_secs(1);
 
-/// Streams that were reset and are remembered for a while, since frames of the other side may have crossed the reset: some
-/// 500 bytes each. A frame of a stream that is forgotten counts as an error of that side, and ends the connection in the end.
+/// Streams that were reset and are remembered for a while, since frames of the other side may have
+/// crossed the reset: some 500 bytes each. A frame of a stream that is forgotten counts as an error
+/// of that side, and ends the connection in the end.
 pub const H2_RESET_STREAMS: usize = 4096;
 
-/// Streams that a client may open and reset before they were looked at (CVE-2023-44487): what one turn reads has room for
-/// hardly more, and each counts as cancelled too. The h2 crate's default of 20 is less than one burst of gRPC deadlines.
+/// Streams that a client may open and reset before they were looked at (CVE-2023-44487): what one
+/// turn reads has room for hardly more, and each counts as cancelled too. The h2 crate's default of
+/// 20 is less than one burst of gRPC deadlines.
 pub const H2_PENDING_RESETS: usize = 2 * H2_CANCELLED_STREAMS as usize;
 
-/// Streams that we reset because of a client's errors before its connection is closed (CVE-2025-8671); the h2 crate's default.
-/// A correct client causes none.
+/// Streams that we reset because of a client's errors before its connection is closed
+/// (CVE-2025-8671); the h2 crate's default. A correct client causes none.
 pub const H2_LOCAL_ERROR_RESETS: usize = 1024;
 
-/// Young streams cancelled by the client in excess of those that ended well, and of those that time forgives, before its
-/// connection is closed. Each has cost the server a request. Envoy looks after 500; calls with short deadlines to a server that
-/// is slow for some seconds are more than that.
+/// Young streams cancelled by the client in excess of those that ended well, and of those that time
+/// forgives, before its connection is closed. Each has cost the server a request. Envoy looks after
+/// 500; calls with short deadlines to a server that is slow for some seconds are more than that.
 pub const H2_CANCELLED_STREAMS: u32 = 2048;
 
 /// How many of them a second of time forgives: 1 % of a core.
 pub const H2_CANCELLED_STREAMS_PER_SECOND: u32 = 256;
 
-/// Streams cancelled, whatever their age, since the server's socket took something: what it was not sent of them stays in memory.
+/// Streams cancelled, whatever their age, since the server's socket took something: what it was not
+/// sent of them stays in memory.
 pub const H2_STUCK_STREAMS: u32 = 256;
 
-/// Bytes of a request's body that are thrown away after its answer: some clients forget an answer that a reset follows. It
-/// takes no memory. Clients that look at the answer stop by themselves.
+/// Bytes of a request's body that are thrown away after its answer: some clients forget an answer
+/// that a reset follows. It takes no memory. Clients that look at the answer stop by themselves.
 pub const H2_DISCARD_BYTES: usize = 64 * 1024 * 1024;
 
 /// How long that is done; nginx's `lingering_time`.
 pub const H2_DISCARD_TIME: Duration = Duration::from_secs(30);
 
-/// How long a gRPC request that is refused may go on before it is answered: a call with one message ends at once, and a stream
-/// is not kept waiting for its status.
+/// How long a gRPC request that is refused may go on before it is answered: a call with one message
+/// ends at once, and a stream is not kept waiting for its status.
 pub const H2_HEAR_OUT: Duration = Duration::from_millis(200);
 
 /// Request records waiting to be sent to the agent, some 500 bytes each, 7 kB at most. Further ones are counted and lost.
@@ -177,7 +185,8 @@ pub const FALLBACK_TRIES: u16 = 64;
 /// Pause after `accept` failed for want of descriptors or memory: lets others finish instead of spinning.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
-/// The same warning, of one thread, is not written again for so long: clients bring about what some of them say.
+/// The same warning, of one thread, is not written again for so long: clients bring about what some
+/// of them say.
 pub const LOG_PAUSE: Duration = Duration::from_secs(10);
 
 /// How often a master looks whether the agent has pinned the listener map by now, and how long it does before it gives up
@@ -204,13 +213,13 @@ pub struct Timeouts {
     pub stall: Duration,
     /// Connecting upstream; nginx's figure. A lost SYN is sent again after 1 s, 3 s and 7 s.
     pub connect: Duration,
-    /// HTTP/2: how long a request waits while the server has as many streams open as it lets be. A burst is over by then; who
-    /// waits behind streams that stay is told before most deadlines.
+    /// HTTP/2: how long a request waits while the server has as many streams open as it lets be. A
+    /// burst is over by then; who waits behind streams that stay is told before most deadlines.
     pub slot: Duration,
     /// Waiting for the server's end after a client has ended.
     pub linger: Duration,
-    /// How long a client may go on sending that has had its last answer: a reset would take the answer with it. nginx's
-    /// `lingering_time`.
+    /// How long a client may go on sending that has had its last answer: a reset would take the
+    /// answer with it. nginx's `lingering_time`.
     pub leave: Duration,
     /// The same without a byte: nginx's `lingering_timeout`.
     pub leave_pause: Duration,

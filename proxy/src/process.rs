@@ -183,7 +183,8 @@ async fn obey(
             command = side.next() => match command {
                 // Nobody accounts for this worker any more. Every socket resets its peer.
                 Command::MasterGone => std::process::exit(1),
-                // A single thread that hangs leaves its share of the node's connections without an answer.
+                // A single thread that hangs leaves its share of the node's connections without an
+                // answer.
                 Command::ShowLife => pulses.ask(),
                 Command::Drain => break,
             },

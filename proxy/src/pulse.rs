@@ -50,7 +50,8 @@ impl Pulses {
         }
     }
 
-    /// Returns when all threads have answered the question; never without one. May be dropped and called again.
+    /// Returns when all threads have answered the question; never without one. May be dropped and
+    /// called again.
     pub async fn all_answered(&mut self) {
         loop {
             match self.answers.recv().await {

@@ -239,8 +239,8 @@ async fn ambiguous_requests_are_refused() {
     assert_eq!(request.uri().path_and_query().unwrap().as_str(), unusual);
 }
 
-/// RFC 9113 section 8.1.1: what is wrong with one request is no other's affair. All of them are answered and recorded as
-/// HTTP/1 does it.
+/// RFC 9113 section 8.1.1: what is wrong with one request is no other's affair. All of them are
+/// answered and recorded as HTTP/1 does it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_malformed_head_is_answered_and_recorded_and_costs_the_others_nothing() {
     let (address, mut requests) = origin().await;

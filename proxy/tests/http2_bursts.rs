@@ -178,7 +178,8 @@ fn long_streams_that_are_cancelled_are_no_flood() {
     assert_eq!(rig.counters.too_many_cancelled.get(), 0);
 }
 
-/// Calls with short deadlines to a server that is slow. Some are cancelled before anybody has looked at them.
+/// Calls with short deadlines to a server that is slow. Some are cancelled before anybody has
+/// looked at them.
 #[test]
 fn a_burst_of_young_streams_that_are_cancelled_costs_no_other_stream_anything() {
     const MANY: u32 = 1500;

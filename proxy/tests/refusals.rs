@@ -1,5 +1,5 @@
-//! How a request ends that the proxy answers itself, or that finds its server gone: what the client reads, and what the
-//! record says.
+//! How a request ends that the proxy answers itself, or that finds its server gone: what the client
+//! reads, and what the record says.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -197,7 +197,8 @@ fn the_record_of_a_malformed_request_names_it_and_why() {
     }
 }
 
-/// The thread finds the end of the server and the next request in one turn: it has sent none of that request.
+/// The thread finds the end of the server and the next request in one turn: it has sent none of
+/// that request.
 fn at_once(origin: &Origin, rig: &Rig, client: &mut Client, request: &str, end_server: impl FnOnce()) {
     let hold = rig.hold.clone();
     let held = hold.lock().unwrap();
@@ -283,7 +284,8 @@ fn a_request_that_meets_a_server_that_is_gone_for_good_may_be_sent_again() {
     assert_eq!(ends, [(0, false), (503, false)]);
 }
 
-/// A real server that ends idle connections, and a client that sends its next request at about that time.
+/// A real server that ends idle connections, and a client that sends its next request at about that
+/// time.
 #[test]
 fn requests_around_the_keepalive_timeout_of_nginx_are_answered() {
     let Some(nginx) = Nginx::start("keepalive_timeout 100ms;") else { return };

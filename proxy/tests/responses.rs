@@ -1,4 +1,5 @@
-//! What servers really send: passed if it cannot be misread, in one reading only; and a 502 that says so if it can.
+//! What servers really send: passed if it cannot be misread, in one reading only; and a 502 that
+//! says so if it can.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -232,7 +233,8 @@ const REFUSED: &[(&str, &str)] = &[
     ("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", "Content-Length"),
 ];
 
-/// As long as nothing of the answer was sent, the client gets one that says what is wrong, and so does the record.
+/// As long as nothing of the answer was sent, the client gets one that says what is wrong, and so
+/// does the record.
 #[test]
 fn responses_that_could_be_read_in_two_ways_are_a_502() {
     for (response, why) in REFUSED {

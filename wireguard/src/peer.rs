@@ -45,7 +45,8 @@ pub(crate) struct Peer {
     pub(crate) tunn: Tunn,
     pub(crate) received_bytes: u64,
     pub(crate) sent_bytes: u64,
-    /// It was sent what it must answer: a handshake at once, a packet with one of its own or a keepalive within 10 s.
+    /// It was sent what it must answer: a handshake at once, a packet with one of its own or a
+    /// keepalive within 10 s.
     owes: bool,
     /// Since when nothing came of a peer that owes an answer, to one tick.
     silent_since: Option<Instant>,
@@ -127,7 +128,8 @@ impl Peer {
         self.tunn.time_since_last_handshake()
     }
 
-    /// How long a peer that owes an answer had been silent at the last tick; `None` if it owes none.
+    /// How long a peer that owes an answer had been silent at the last tick; `None` if it owes
+    /// none.
     pub(crate) fn silence(&self) -> Option<Duration> {
         self.silent_since.map(|since| self.last_tick.saturating_duration_since(since))
     }

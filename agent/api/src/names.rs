@@ -1,14 +1,15 @@
 //! Names of devices that the agent gives and the plugin must recognise.
 
-/// Hex digits in the name of a host side: as many as fit into the kernel's 15 bytes after the prefix and keep one free.
+/// Hex digits in the name of a host side: as many as fit into the kernel's 15 bytes after the
+/// prefix and keep one free.
 const DIGITS: usize = 11;
 /// How the names of host sides begin; nothing else on a node begins so.
 pub const HOST_PREFIX: &str = "sv";
 
 /// Name of the host side of a veth: `sv` and 11 hex digits of a hash of container ID and interface.
 pub fn host_interface(container_id: &str, interface: &str) -> String {
-    // FNV-1a (64 bits): stable for ever, which the standard library's hasher is not. Nobody gains by a collision: the
-    // second of two such pods is refused.
+    // FNV-1a (64 bits) stays the same in every version; the standard library's hasher does not. A
+    // collision gains nothing: the agent refuses the second of two such pods.
     let bytes = container_id.bytes().chain([0]).chain(interface.bytes());
     let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)

@@ -20,7 +20,8 @@ use crate::journal::{AttachmentKey, Veth};
 use crate::reconcile::{self, CniError, Reply};
 use crate::source::PodName;
 
-/// Written and removed by each STATUS; hidden, so that no other reader of the folder takes it for its own.
+/// Written and removed by each STATUS; hidden, so that no other reader of the folder takes it for
+/// its own.
 const PROBE: &str = ".probe";
 /// As much as the journal of some hundred pods, which is rewritten whole at times.
 const PROBE_BYTES: usize = 64 << 10;
@@ -142,8 +143,8 @@ impl api::agent::cni_server::Cni for Service {
     }
 }
 
-/// Whether a file of the state folder can be written: an ADD writes several. Not synced: a full or read-only file system says so at
-/// once.
+/// Whether a file of the state folder can be written: an ADD writes several. Not synced: a full or
+/// read-only file system says so at once.
 fn probe(state_dir: &Path) -> io::Result<()> {
     let path = state_dir.join(PROBE);
     let written = fs::write(&path, [0; PROBE_BYTES]);

@@ -22,7 +22,8 @@ use crate::source::FileVersion;
 /// listed without; asking for one by name always gives its pods.
 const MAX_SELECTIONS: usize = 200;
 
-/// Longest wait for a change to be in force. A file is read within a second and the proxy waited for one more.
+/// Longest wait for a change to be in force. A file is read within a second and the proxy waited
+/// for one more.
 const IN_FORCE_LIMIT: Duration = Duration::from_secs(10);
 
 pub(super) struct Service(pub(super) Arc<Shared>);
@@ -100,7 +101,8 @@ impl api::agent::control_server::Control for Service {
     }
 }
 
-/// Whether the files were read as they are now, and nothing that was compiled since waits for the kernel.
+/// Whether the files were read as they are now, and nothing that was compiled since waits for the
+/// kernel.
 fn is_in_force(view: &View, request: &InForceRequest) -> bool {
     let Some(records) = &view.records else { return false };
     let is_read = |file: &api::agent::FileVersion| {

@@ -1,5 +1,5 @@
-//! Records of the proxy as flow records: one for each request. The verdict is what happened to it; what policy decided
-//! stands in the policies that allowed or denied it.
+//! Records of the proxy as flow records: one for each request. The verdict is what happened to it;
+//! what policy decided stands in the policies that allowed or denied it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -90,7 +90,8 @@ fn escape(text: &mut String) {
     }
 }
 
-/// Where it went; empty if it had neither host nor path. Other targets than a path stand as they came.
+/// Where it went; empty if it had neither host nor path. Other targets than a path stand as they
+/// came.
 fn url(record: &RequestRecord) -> String {
     let RequestRecord { host, path, .. } = record;
     match () {
@@ -123,7 +124,8 @@ fn drop_reason(reason: &str) -> DropReason {
     }
 }
 
-/// Method and URL, as far as they could be read, then what became of it, and why it did not go well.
+/// Method and URL, as far as they could be read, then what became of it, and why it did not go
+/// well.
 fn summary(record: &RequestRecord, url: &str) -> String {
     let mut text = record.protocol.clone();
     for part in [&record.method, url] {

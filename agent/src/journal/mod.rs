@@ -120,7 +120,8 @@ impl Journal {
         };
         let mut text = serde_json::to_vec(&line)?;
         text.push(b'\n');
-        // After an error a line may be there in part, and the file is rewritten before another is added.
+        // After an error a line may be there in part, and the file is rewritten before another is
+        // added.
         let written = file.write_all(&text).and_then(|()| file.sync_data());
         written.map_err(|source| JournalError::Io {
             action: "write to it",

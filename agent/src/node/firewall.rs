@@ -69,7 +69,8 @@ impl NodeNetwork {
     fn script(&self) -> String {
         let pod_network = self.config.pod_network;
         let ranges = set(self.pod_sources());
-        // Not the whole pod network: an address that no node owns may be a service's, which netfilter translates.
+        // Not the whole pod network: an address that no node owns may be a service's, which
+        // netfilter translates.
         let pods = set(self.pod_sources().into_iter().chain(self.pods_elsewhere()));
         // What is in the pod network is spared with it.
         let nodes = self.peers.iter().flat_map(|peer| &peer.addresses).chain([&self.address]);

@@ -1,4 +1,5 @@
-//! Follows what others change of the node's network, so that the next look comes at once and not with the next tick.
+//! Follows what others change of the node's network, so that the next look comes at once and not
+//! with the next tick.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,7 +18,8 @@ use crate::names::{device_name, is_host_interface};
 
 /// What is flushed goes within microseconds: one look sees all of it.
 const SETTLE: Duration = Duration::from_millis(2);
-/// Pause before a socket that could not be opened or read is opened again. The regular look goes on meanwhile.
+/// Pause before a socket that could not be opened or read is opened again. The regular look goes on
+/// meanwhile.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// A task that listens to the kernel until this is dropped.
@@ -80,8 +82,8 @@ async fn listen_once(ours: &Ours, wake: &Notify) -> Result<(), String> {
     }
 }
 
-/// What the agent made. Its own writes concern it only where they cannot be told from others': then one look more finds
-/// nothing to do, writes nothing, and no look follows.
+/// What the agent made. Its own writes concern it only where they cannot be told from others': then
+/// one look more finds nothing to do, writes nothing, and no look follows.
 struct Ours {
     tunnel: String,
     pod_network: IpNet,

@@ -7,7 +7,8 @@ use host::netlink::{Neighbour, Route};
 use super::{NodeError, NodeNetwork, PodLink};
 
 impl NodeNetwork {
-    /// Rules, routes and the firewall of the node, and the way to this pod: each that is missing or different.
+    /// Rules, routes and the firewall of the node, and the way to this pod: each that is missing or
+    /// different.
     ///
     /// # Errors
     /// The kernel does not say.

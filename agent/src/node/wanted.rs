@@ -66,8 +66,9 @@ impl NodeNetwork {
         self.pod_ranges.iter().copied().chain(strays).collect()
     }
 
-    /// Where pods and nodes are, for the programs: what may leave the node only through the tunnel. As with routes the first
-    /// of several nodes with the same range has it; a node's address is a node's, whoever claims it for pods.
+    /// Where pods and nodes are, for the programs: what may leave the node only through the tunnel.
+    /// As with routes, the first of several nodes with the same range has it. A node's address stays
+    /// a node's, even inside a range that another node claims for its pods.
     pub fn ranges(&self) -> BTreeMap<IpNet, u32> {
         let v4 = |net: &IpNet| net.addr().is_ipv4();
         let mut ranges = BTreeMap::new();

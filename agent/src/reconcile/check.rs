@@ -24,7 +24,8 @@ pub struct CheckRequest {
 }
 
 impl<S: Source> Reconciler<S> {
-    /// Everything that is lost, so that one CHECK tells all. What the next look would repair is lost until then.
+    /// Everything that is lost, so that one CHECK tells all. What the next look would repair is
+    /// lost until then.
     pub(super) async fn check(&mut self, request: CheckRequest) -> Result<Vec<String>, CniError> {
         let Some(network) = &self.network else { return Err(self.not_ready()) };
         let Some(known) = self.journal.contents().allocations.get(&request.key) else {

@@ -23,7 +23,8 @@ const POD_OBJECT_LIMIT: Duration = Duration::from_secs(2);
 const GATEWAY: &str = "169.254.1.1";
 /// Longest container ID: runtimes use 64 hex digits; the file name of a note must hold it.
 const MAX_CONTAINER_ID: usize = 200;
-/// Longest name of a network: it is written with each allocation. Configurations have a word or two.
+/// Longest name of a network: it is written with each allocation. Configurations have a word or
+/// two.
 const MAX_NETWORK: usize = 255;
 /// The kernel's limit on names of devices.
 const MAX_INTERFACE: usize = 15;

@@ -88,7 +88,8 @@ impl<S: Source> Reconciler<S> {
         }
     }
 
-    /// The device that proves origin. One of before this agent's start does so until it was looked for.
+    /// The device that proves origin. One of before this agent's start does so until it was looked
+    /// for.
     fn tunnel_ifindex(&self, network: &NodeNetwork) -> u32 {
         match &network.tunnel {
             Some(tunnel) => tunnel.index,

@@ -1,5 +1,5 @@
-//! Pods that vanish without a DEL: their network namespace died, and their devices with it. The regular look finds them and releases
-//! what they had.
+//! Pods that vanish without a DEL: their network namespace died, and their devices with it. The
+//! regular look finds them and releases what they had.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,22 +15,25 @@ use crate::journal::{Allocation, AttachmentKey};
 use crate::node::{NodeNetwork, Outcome};
 use crate::source::Source;
 
-/// How long a device must be missing. A DEL removes it and releases the rest within milliseconds; an ADD that is tried again makes
-/// another in its place.
+/// How long a device must be missing. A DEL removes it and releases the rest within milliseconds;
+/// an ADD that is tried again makes another in its place.
 const MISSING: Duration = Duration::from_secs(5);
-/// How long an ADD may take. The plugin waits 15 s for each of its two requests, and makes the devices in between.
+/// How long an ADD may take. The plugin waits 15 s for each of its two requests, and makes the
+/// devices in between.
 const ADD_LIMIT: Duration = Duration::from_secs(60);
 /// What veth devices call themselves.
 const VETH: &str = "veth";
 
-/// What is known of attachments without a device. Only in memory: at the start of an agent all of them are looked at at once.
+/// What is known of attachments without a device. Only in memory: at the start of an agent all of
+/// them are looked at at once.
 #[derive(Default)]
 pub(super) struct Gone {
     /// Since when the device is missing.
     missing: BTreeMap<AttachmentKey, Instant>,
     /// When an ADD began that has not attached its device yet.
     adding: BTreeMap<AttachmentKey, Instant>,
-    /// When was last looked. What was due then and could not be released is tried again when all is.
+    /// When was last looked. What was due then and could not be released is tried again when all
+    /// is.
     looked: Option<Instant>,
 }
 
@@ -71,8 +74,8 @@ impl Gone {
 }
 
 impl<S: Source> Reconciler<S> {
-    /// Releases allocations whose pods are gone; of the others the number of the device may have changed. At the `start` what is gone
-    /// has been so for long; later it must be so for a while.
+    /// Releases allocations whose pods are gone; of the others the number of the device may have
+    /// changed. At the `start` what is gone has been so for long; later it must be so for a while.
     pub(super) async fn release_what_is_gone(
         &mut self,
         network: &NodeNetwork,
@@ -125,7 +128,8 @@ fn is_gone(allocation: &Allocation, links: &[Link]) -> bool {
         return false;
     }
     let Some(veth) = allocation.veth else { return !is_namespace(&allocation.netns) };
-    // Under another name it is still the pod's. After a start of the machine another device may have the number.
+    // Under another name it is still the pod's. After a start of the machine another device may
+    // have the number.
     let is_renamed = |link: &Link| link.index == veth.host_ifindex && link.kind.as_deref() == Some(VETH);
     !(links.iter().any(is_renamed) && is_namespace(&allocation.netns))
 }

@@ -15,10 +15,10 @@ use tokio::time::Instant;
 use super::Reconciler;
 use crate::source::Source;
 
-/// How long a program may be away: a restart or a hand-over is no problem.
+/// How long a program may be away before that is a problem: a restart and a hand-over take less.
 const AWAY: Duration = Duration::from_secs(3);
-/// Longest silence of a peer that owes an answer. WireGuard answers a packet after 10 s at the latest, with a keepalive if
-/// there is nothing else to send.
+/// Longest silence of a peer that owes an answer. WireGuard answers a packet after 10 s at the
+/// latest, with a keepalive if there is nothing else to send.
 const SILENCE: Duration = Duration::from_secs(12);
 /// How long another node may take to announce its key.
 const ANNOUNCEMENT: Duration = Duration::from_secs(10);

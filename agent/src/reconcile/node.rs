@@ -23,8 +23,8 @@ use crate::source::Source;
 /// Pods that a problem names. The others are counted: a node may have hundreds, and each has the same trouble.
 const NAMED_PODS: usize = 5;
 
-/// Pause after a look that is asked for by what others change, in lengths of that look: whoever changes something all the
-/// time, or undoes the repair, costs a fifth of one task's time.
+/// Pause after a look that changes by other programs ask for, in lengths of that look. A program that
+/// changes something all the time, or undoes the repair, costs a fifth of one task's time.
 const PAUSE_IN_LOOKS: u32 = 4;
 
 /// What is known of this node beside its network.
@@ -41,11 +41,13 @@ pub(super) struct Keeping {
     object_problem: Option<Problem>,
     /// Allocations of before this agent's start whose pods are gone have been released.
     swept: bool,
-    /// Ids of the pods' network namespaces, by the number of the host side: in them the programs look for sockets.
+    /// Ids of the pods' network namespaces, by the number of the host side: in them the programs
+    /// look for sockets.
     pub(super) namespaces: BTreeMap<u32, u32>,
     /// What the last look found.
     problems: Vec<Problem>,
-    /// Devices whose queues packets must pass: bandwidth limits, set by a plugin that runs after ours.
+    /// Devices whose queues packets must pass: bandwidth limits, set by a plugin that runs after
+    /// ours.
     pub(super) shaped: BTreeSet<u32>,
     /// What of the datapath it could not make.
     pub(super) lost: Vec<Problem>,
@@ -178,7 +180,8 @@ impl<S: Source> Reconciler<S> {
             Err(error) => outcome.failed.push(error.to_string()),
         }
         self.ensure_pins(&mut outcome);
-        // What is dropped follows from these: before the programs, and before what has other routes.
+        // What is dropped follows from these: before the programs, and before what has other
+        // routes.
         let ranges = block_in_place(|| self.datapath.maps.set_ranges(&network.ranges()));
         outcome.note("ranges of pods and nodes", ranges.map_err(chain));
         let pins = self.pinned_links();
@@ -250,7 +253,7 @@ impl<S: Source> Reconciler<S> {
         self.keeping.problems = problems;
     }
 
-    /// The maps by their pins, for the proxy and whoever looks into them.
+    /// The maps by their pins, for the proxy and for tools.
     fn ensure_pins(&self, outcome: &mut Outcome) {
         let made = block_in_place(|| {
             host::mount::ensure_bpffs(&self.config.pin_dir).map_err(|error| error.to_string())?;

@@ -6,13 +6,16 @@ use std::time::Duration;
 use policy::Problem;
 use tokio::time::Instant;
 
-/// Lines at once. A node has a handful of problems when something breaks; hundreds of policies may be wrong together.
+/// Lines at once. A node has a handful of problems when something breaks; hundreds of policies may
+/// be wrong together.
 const BURST: u32 = 20;
-/// Pause for one more line. With it a problem that comes and goes writes no more than this for hours.
+/// Pause for one more line. With it a problem that comes and goes writes no more than this for
+/// hours.
 const PAUSE: Duration = Duration::from_secs(3);
 /// How often it is said how many had no line.
 const SUM_PAUSE: Duration = Duration::from_secs(60);
-/// A problem has ended once it is away for so long: one that is tried again each second is away for a moment each time.
+/// A problem has ended once it is away for so long: one that is tried again each second is away for
+/// a moment each time.
 const ENDED: Duration = Duration::from_secs(2);
 
 /// Problems by where they come from, replaced there.

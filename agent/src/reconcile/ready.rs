@@ -10,7 +10,8 @@ use crate::source::Source;
 pub struct Readiness {
     /// Why none can.
     pub refused: Vec<Problem>,
-    /// What of the datapath is missing and could not be made again: pods that are attached may be cut off.
+    /// What of the datapath is missing and could not be made again: pods that are attached may be
+    /// cut off.
     pub lost: Vec<Problem>,
 }
 

@@ -1,5 +1,5 @@
-//! Proxies and tunnels that are connected and say nothing any more. An open socket proves no life: the kernel keeps it open for a
-//! process that is stopped or hangs.
+//! Proxies and tunnels that are connected and say nothing any more. An open socket proves no life:
+//! the kernel keeps it open for a process that is stopped or hangs.
 
 use api::agent::{SnapshotAck, TunnelReport};
 use policy::Problem;
@@ -7,8 +7,9 @@ use policy::Problem;
 use super::Reconciler;
 use crate::source::Source;
 
-/// Looks in a row, one each [`api::REPEAT`], at which a program has said nothing since the one before; it is taken for hung then.
-/// Looks are counted, not time: an agent that was stopped or busy itself finds what came meanwhile before the second look.
+/// Looks in a row, one each [`api::REPEAT`], at which a program has said nothing since the one
+/// before; it is taken for hung then. Looks are counted, not time: an agent that was stopped or
+/// busy itself finds what came meanwhile before the second look.
 const SILENT_LOOKS: u32 = 4;
 
 /// What was heard of a connected program.

@@ -137,7 +137,8 @@ impl<T> Files<T> {
         }
     }
 
-    /// The files as they were last read, those with errors too; one that is away for a moment is still there.
+    /// The files as they were last read, those with errors too; one that is away for a moment is
+    /// still there.
     pub(super) fn versions(&self) -> impl Iterator<Item = (String, FileVersion)> {
         self.files.iter().map(|(name, file)| {
             let (inode, _, seconds, nanoseconds, ..) = file.stamp;

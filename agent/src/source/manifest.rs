@@ -83,7 +83,8 @@ struct Metadata {
     labels: Option<Labels>,
 }
 
-/// A field that is written without a value is absent, as the API server reads it: templates render empty lists so.
+/// A field that is written without a value is absent, as the API server reads it: templates render
+/// empty lists so.
 fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(field: D) -> Result<T, D::Error> {
     Option::deserialize(field).map(Option::unwrap_or_default)
 }

@@ -312,7 +312,8 @@ fn attachment(container: &str) -> Option<Attachment> {
     Some(Attachment { container_id: container.into(), interface: "eth0".into() })
 }
 
-/// Problems but those of the programs that a node of these tests runs without, and of nodes that there are not.
+/// Problems but those of the programs that a node of these tests runs without, and of nodes that
+/// there are not.
 pub(crate) fn problems(status: &StatusResponse) -> Vec<&api::agent::Problem> {
     let is_absent = |location: &str| {
         ["mesh-proxy", "mesh-wireguard"].contains(&location) || location.starts_with("tunnel to ")

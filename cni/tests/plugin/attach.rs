@@ -280,7 +280,8 @@ fn del_leaves_devices_of_others_alone() {
     assert_eq!(node.state(&pod), before, "a DEL that names the node's own namespace takes nothing from it");
 }
 
-/// Destination, gateway, device and metric of the pod's IPv4 routes to the gateway and to everything.
+/// Destination, gateway, device and metric of the pod's IPv4 routes to the gateway and to
+/// everything.
 fn ways_out(pod: &Pod) -> Vec<(String, u32, u32)> {
     ask_in(pod.namespace(), |netlink| async move {
         let routes = netlink.routes(TABLE_MAIN).await.unwrap();

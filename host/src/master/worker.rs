@@ -23,8 +23,9 @@ const READY_LIMIT: Duration = Duration::from_secs(30);
 /// How often a worker that is ready is asked whether it still works.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
-/// Questions without an answer after which a worker is taken for hung. Questions are counted, not time: a master that was stopped
-/// itself, or a machine that was suspended, asks nothing meanwhile, and what was answered before is read before the next question.
+/// Questions without an answer after which a worker is taken for hung. Questions are counted, not
+/// time: a master that was stopped itself, or a machine that was suspended, asks nothing meanwhile,
+/// and what was answered before is read before the next question.
 pub const MISSED_LIMIT: u32 = 3;
 
 /// The master's own executable: the same file even if its path has since been replaced by an upgrade.
@@ -97,8 +98,8 @@ impl Worker {
         self.started.elapsed()
     }
 
-    /// Waits for the next event. A worker that is not ready in time, or that leaves questions unanswered afterwards, is killed. May
-    /// be dropped and called again.
+    /// Waits for the next event. A worker that is not ready in time, or that leaves questions
+    /// unanswered afterwards, is killed. May be dropped and called again.
     pub(super) async fn next(&mut self) -> WorkerEvent {
         loop {
             tokio::select! {

@@ -113,13 +113,15 @@ impl WorkerSide {
         self.tell(READY);
     }
 
-    /// Answers [`Command::ShowLife`]. A worker that leaves [`super::MISSED_LIMIT`] of them unanswered is killed and replaced, so
-    /// this is called from the loops that do the work, never from a thread that could outlive them.
+    /// Answers [`Command::ShowLife`]. A worker that leaves [`super::MISSED_LIMIT`] of them
+    /// unanswered is killed and replaced, so this is called from the loops that do the work, never
+    /// from a thread that could outlive them.
     pub fn alive(&mut self) {
         self.tell(ALIVE);
     }
 
-    /// A byte that does not fit means that the master has read nothing for a long time: it has what it needs to know.
+    /// A byte that does not fit means that the master has read nothing for a long time: it has what
+    /// it needs to know.
     fn tell(&self, byte: u8) {
         let _ = match (&self.early, &self.socket) {
             (Some(early), _) => (&mut &*early).write(&[byte]),

@@ -43,8 +43,8 @@ pub struct Link {
     pub kind: Option<String>,
     /// Number of the other end, in its own namespace (veth).
     pub peer: Option<u32>,
-    /// Id that the asker's namespace has for the one of the other end; the kernel gives it one at the first question.
-    /// `None` if that is the same namespace.
+    /// Id that the asker's namespace has for the one of the other end; the kernel gives it one at
+    /// the first question. `None` if that is the same namespace.
     pub peer_namespace: Option<u32>,
 }
 

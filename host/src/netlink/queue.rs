@@ -11,8 +11,8 @@ use super::{Netlink, NetlinkError};
 const NO_QUEUE: &str = "noqueue";
 
 impl Netlink {
-    /// Numbers of the devices on which something other than the kernel's `noqueue` works, in either direction: `tbf` or
-    /// another limit on the way out, `ingress` or `clsact` on the way in.
+    /// Numbers of the devices on which something other than the kernel's `noqueue` works, in either
+    /// direction: `tbf` or another limit on the way out, `ingress` or `clsact` on the way in.
     ///
     /// # Errors
     /// The kernel refused.

@@ -144,7 +144,8 @@ impl Netlink {
     /// Adds the route; what has the same destination, table and metric stays as it is.
     ///
     /// # Errors
-    /// The kernel refused; a route that is there, through whatever device, is [`NetlinkError::is_exists`].
+    /// The kernel refused; a route that is there, through whatever device, is
+    /// [`NetlinkError::is_exists`].
     pub async fn create_route(&self, route: &Route) -> Result<(), NetlinkError> {
         self.change(RouteNetlinkMessage::NewRoute(message(route)), NLM_F_CREATE | NLM_F_EXCL)
             .await

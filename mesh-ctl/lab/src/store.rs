@@ -94,7 +94,8 @@ pub(crate) fn places(lab: &Folder) -> Result<BTreeMap<String, u8>, LabError> {
 /// Stores objects, completed: nodes with addresses and a pod range, pods with a uid and a node. All or none.
 pub(crate) fn apply(lab: &Folder, new: Vec<Object>) -> Result<Vec<(ObjectKey, Change)>, LabError> {
     let _lock = lock(lab)?;
-    // What another hand broke in the folder keeps nothing else from being applied, but for nodes: their places must differ.
+    // What another hand broke in the folder keeps nothing else from being applied, but for nodes:
+    // their places must differ.
     let needs_all = new.iter().any(|object| object.key.kind == "Node");
     let before = if needs_all { read(lab)? } else { read_in_part(lab)?.0 };
     let mut after = before.clone();

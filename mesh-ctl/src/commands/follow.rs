@@ -1,4 +1,5 @@
-//! `mesh-ctl observe --follow`: flows as they come, over restarts of agents, for as long as it is not interrupted.
+//! `mesh-ctl observe --follow`: flows as they come, over restarts of agents, for as long as it is
+//! not interrupted.
 
 use std::time::{Duration, SystemTime};
 
@@ -18,7 +19,8 @@ use crate::target::{self, Target};
 const REORDER: Duration = Duration::from_millis(100);
 /// Flows that wait to be written; an agent whose flows find no room waits.
 const QUEUE: usize = 1024;
-/// Pause before an agent that is away is asked again, at first and at last. One that restarts is back within a second.
+/// Pause before an agent that is away is asked again, at first and at last. One that restarts is
+/// back within a second.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(2);
 
@@ -139,7 +141,8 @@ impl Follower {
         target::answer(&self.target, self.target.observer().get_flows(request)).await
     }
 
-    /// Passes flows on until the agent ends the stream; says why. `None`: nothing reads them any more.
+    /// Passes flows on until the agent ends the stream; says why. `None`: nothing reads them any
+    /// more.
     async fn pass_on(&mut self, mut stream: Streaming<GetFlowsResponse>) -> Option<CtlError> {
         let who = self.target.name();
         loop {

@@ -10,7 +10,8 @@ use lab::{Change, Lab, ObjectKey, Program};
 use crate::error::{CtlError, DONE, REFUSED, UNREACHABLE};
 use crate::target::{IN_FORCE_LIMIT, Target, answer_within};
 
-/// Waits until the files of these changes are in force on `nodes`, and says how long it took since `started`.
+/// Waits until the files of these changes are in force on `nodes`, and says how long it took since
+/// `started`.
 pub(super) async fn wait(
     lab: &Lab,
     changes: &[(ObjectKey, Change)],
@@ -22,7 +23,7 @@ pub(super) async fn wait(
         let is_it = |(key, _): &(ObjectKey, Change)| key.kind == "Node" && key.name == *node;
         changes.iter().any(is_it)
     };
-    // One that comes or goes is waited for by nobody: it has no agent yet, or none any more.
+    // A node that comes or goes is left out: it has no agent yet, or none any more.
     let nodes: Vec<_> = nodes.iter().filter(|node| !is_node(node)).collect();
     if nodes.is_empty() || !lab.runs(Program::Agent)? || changes.iter().all(|(_, change)| is_nothing(*change))
     {

@@ -123,7 +123,8 @@ fn read(files: &[PathBuf]) -> Result<Vec<(String, Object)>, CtlError> {
     Ok(objects)
 }
 
-/// Says what was changed, then waits for the pods it concerns, and until it is in force on these nodes.
+/// Says what was changed, then waits for the pods it concerns, and until it is in force on these
+/// nodes.
 fn changed(
     scope: &Scope,
     lab: &Lab,

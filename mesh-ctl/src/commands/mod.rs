@@ -99,7 +99,8 @@ fn answered<T>(answers: Vec<Answer<T>>) -> Result<(Vec<T>, bool), CtlError> {
     Ok((found, !missing.is_empty()))
 }
 
-/// The first answer to `ask` that any of the agents gives; every agent knows the whole cluster. Names those that give none.
+/// The first answer to `ask` that any of the agents gives; every agent knows the whole cluster.
+/// Names those that give none.
 async fn first_answer<T, F: Future<Output = Result<T, CtlError>>>(
     scope: &Scope,
     ask: impl Fn(Target) -> F,

@@ -105,7 +105,8 @@ impl RequestPolicy {
         RequestDecision { verdict, egress, ingress }
     }
 
-    /// The reading that makes the verdict a denial; None if it is allowed, or denied whatever its target.
+    /// The reading that makes the verdict a denial; None if it is allowed, or denied whatever its
+    /// target.
     pub fn denied_reading<'a>(&self, request: &'a RequestHead<'_>) -> Option<&'a str> {
         [&self.0.egress, &self.0.ingress].into_iter().flatten().find_map(|side| side.denied_reading(request))
     }

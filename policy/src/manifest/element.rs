@@ -254,7 +254,8 @@ impl Context<'_> {
                 "host" => reserved.push(identity::HOST),
                 "remote-node" => reserved.push(identity::REMOTE_NODE),
                 "world" => reserved.push(identity::WORLD),
-                // Pods that are not known yet: an address that no pod claims may be one of them, and a deny has to hold.
+                // Pods that are not known yet: an address that no pod claims may be one of them,
+                // and a deny has to hold.
                 "init" | "unmanaged" if self.action == Action::Deny => reserved.push(identity::UNKNOWN),
                 // Cilium's own endpoints, and pods before it knows them: there are none here.
                 "none" | "health" | "ingress" | "init" | "unmanaged" => {}

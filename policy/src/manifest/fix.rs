@@ -11,7 +11,8 @@ pub(super) fn with_fix(message: String) -> String {
     }
 }
 
-/// YAML takes `true`, `8080` and `1.5` for no text; labels, names and ports of Cilium's policies are texts.
+/// YAML takes `true`, `8080` and `1.5` for no text; labels, names and ports of Cilium's policies
+/// are texts.
 fn quoted(message: &str) -> Option<String> {
     let (found, expected) = message.strip_prefix("invalid type: ")?.split_once(", expected ")?;
     if !expected.starts_with("a string") {

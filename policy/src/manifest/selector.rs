@@ -43,7 +43,8 @@ enum Key {
     NamespaceLabel(String),
     ServiceAccount,
     Cluster,
-    /// A label of source `reserved`: Cilium gives them to what is no pod, and to pods that there are none of here.
+    /// A label of source `reserved`: Cilium gives them to what is no pod, and to pods that there
+    /// are none of here.
     Reserved(String),
     /// A label that no pod has, of this source.
     Foreign(String),
@@ -60,7 +61,8 @@ enum Operator {
     DoesNotExist,
 }
 
-/// Sources of labels that Cilium gives to addresses, names and nodes: such selectors are not only about pods.
+/// Sources of labels that Cilium gives to addresses, names and nodes: such selectors are not only
+/// about pods.
 const SOURCES_OF_ADDRESSES: [&str; 4] = ["cidr", "cidrgroup", "fqdn", "node"];
 
 /// Which dialect keys are written in.
@@ -145,8 +147,8 @@ impl Selector {
         self.requirements.insert(0, Requirement { key: Key::Namespace, operator });
     }
 
-    /// Which of what is no pod it selects, if it asks for a reserved label; an empty list if nothing here has it.
-    /// Err: it may select what is not told apart here.
+    /// Which of what is no pod it selects, if it asks for a reserved label; an empty list if
+    /// nothing here has it. Err: it may select what is not told apart here.
     pub(super) fn reserved(&self) -> Result<Option<Vec<IdentityId>>, String> {
         if let Some(source) = self.requirements.iter().find_map(|requirement| match &requirement.key {
             Key::Foreign(source) if SOURCES_OF_ADDRESSES.contains(&source.as_str()) => Some(source),

@@ -184,8 +184,8 @@ impl Class {
         }
     }
 
-    /// Without surrogates at its ends, which no text has. In its midst they stay: `regex-syntax` negates a class with
-    /// ranges on both sides of them wrongly.
+    /// Without surrogates at its ends, which no text has. In its midst they stay: `regex-syntax`
+    /// negates a class with ranges on both sides of them wrongly.
     fn add_range(&mut self, first: u32, last: u32) {
         let surrogates = 0xd800..0xe000;
         let first = if surrogates.contains(&first) { surrogates.end } else { first };

@@ -1,15 +1,18 @@
 //! RE2's syntax, which policies are written in, in the words of the `regex` crate.
 //!
-//! Both match in linear time, but they are two dialects: `\d` is ASCII here and Unicode there, `[a-z&&[^b]]` a class
-//! with an ampersand here and an intersection there, `{id}` a text here and an error there. So a pattern is read as RE2
-//! reads it (its `parse.cc`), and what that means is written down with nothing left to interpretation.
+//! Both match in linear time, but they are two dialects: `\d` is ASCII here and Unicode there,
+//! `[a-z&&[^b]]` a class with an ampersand here and an intersection there, `{id}` a text here and
+//! an error there. So a pattern is read as RE2 reads it (its `parse.cc`), and what that means is
+//! written down with nothing left to interpretation.
 
 use super::class::{self, Class};
 
-/// Highest count of a repetition, and of repetitions within each other multiplied (RE2's `max_repeat`).
+/// Highest count of a repetition, and of repetitions within each other multiplied (RE2's
+/// `max_repeat`).
 const MAX_REPEAT: u32 = 1000;
 
-/// Deepest nesting of groups. RE2 has no such limit; every level costs stack where a pattern is compiled.
+/// Deepest nesting of groups. RE2 has no such limit; every level costs stack where a pattern is
+/// compiled.
 const MAX_DEPTH: u32 = 100;
 
 /// What a pattern says, for `regex::bytes` with Unicode on. Err: what RE2 refuses, in words.
@@ -127,7 +130,8 @@ impl<'a> Parser<'a> {
         node(if folds { format!("(?i:{text})") } else { text })
     }
 
-    /// Applies an operator, and a `?` after it, which matters to nothing that is matched as a whole.
+    /// Applies an operator, and a `?` after it, which matters to nothing that is matched as a
+    /// whole.
     fn repeat(
         &mut self,
         before: &str,

@@ -1,7 +1,8 @@
 //! What servers make of a request target.
 //!
-//! Servers disagree: `/public/../admin` is one handler to some and another to others, and so are `//`, `%2F`, `;x` and
-//! a backslash. A target is therefore judged in every reading that a server could come to, and forwarded as it came.
+//! Servers disagree: `/public/../admin` is one handler to some and another to others, and so are
+//! `//`, `%2F`, `;x` and a backslash. A target is therefore judged in every reading that a server
+//! could come to, and forwarded as it came.
 
 mod steps;
 
@@ -10,8 +11,9 @@ use std::fmt;
 
 use steps::STEPS;
 
-/// Most readings of one target. Spellings that servers meet have up to 20; one with every kind of ambiguity at once has
-/// a few hundred. Each is matched against the rules, so this bounds the work of a request.
+/// Most readings of one target. Spellings that servers meet have up to 20; one with every kind of
+/// ambiguity at once has a few hundred. Each is matched against the rules, so this bounds the work
+/// of a request.
 const MAX_READINGS: usize = 512;
 
 /// Most bytes of all readings of one target together: a long target has room for fewer of them.
@@ -58,8 +60,8 @@ impl std::error::Error for TargetProblem {}
 
 /// A request target and every other form in which a server may see it.
 ///
-/// Not among them: escapes that have to be escapes. `/a%20b` and `/caf%C3%A9` have one reading, and rules see them as
-/// they came. The query belongs to each reading as it came.
+/// Not among them: escapes that have to be escapes. `/a%20b` and `/caf%C3%A9` have one reading, and
+/// rules see them as they came. The query belongs to each reading as it came.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Readings<'a> {
     as_it_came: &'a str,
@@ -67,7 +69,8 @@ pub struct Readings<'a> {
 }
 
 impl<'a> Readings<'a> {
-    /// Of a target: path and query, absolute, or `*`. A target with one reading costs one look at its bytes.
+    /// Of a target: path and query, absolute, or `*`. A target with one reading costs one look at
+    /// its bytes.
     pub fn of(target: &'a str) -> Result<Self, TargetProblem> {
         if target.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
             return Err(TargetProblem::ControlByte);

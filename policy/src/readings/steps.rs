@@ -1,7 +1,7 @@
 //! What servers do to a path before they look for its handler, one step each.
 //!
-//! A server applies some of these in an order of its own, some of them twice. Whatever it comes to is found by applying
-//! all of them to all that they give.
+//! A server applies some of these in an order of its own, some of them twice. Whatever it comes to
+//! is found by applying all of them to all that they give.
 
 use super::TargetProblem;
 
@@ -55,8 +55,8 @@ fn is_escaped_escape(bytes: &[u8], at: usize, byte: u8) -> bool {
     byte == b'%' && [at + 3, at + 4].iter().all(|&digit| bytes.get(digit).is_some_and(u8::is_ascii_hexdigit))
 }
 
-/// `%C0%AF`, `%E0%80%AF`: what is no UTF-8, but a slash, a backslash, a dot or a semicolon to decoders that do not check;
-/// and how many bytes long. In other encodings these may be letters.
+/// `%C0%AF`, `%E0%80%AF`: what is no UTF-8, but a slash, a backslash, a dot or a semicolon to
+/// decoders that do not check; and how many bytes long. In other encodings these may be letters.
 fn overlong_at(bytes: &[u8], at: usize) -> Option<(u8, usize)> {
     let (high, low, length) = match (escape_at(bytes, at)?, escape_at(bytes, at + 3)?) {
         (high @ (0xc0 | 0xc1), low) => (high & 1, low, 6),
@@ -190,8 +190,9 @@ fn change_segments<'a>(path: &'a str, found: &mut Vec<String>, change: impl Fn(&
     }
 }
 
-/// RFC 3986 section 5.2.4, empty segments counting as such: servers that merge slashes before have a step of their own.
-/// One that ends in a dot segment ends in a slash for some servers, and not for others.
+/// RFC 3986 section 5.2.4, empty segments counting as such: servers that merge slashes before have
+/// a step of their own. One that ends in a dot segment ends in a slash for some servers, and not
+/// for others.
 fn resolve_dots(path: &str, found: &mut Vec<String>) -> Result<(), TargetProblem> {
     if !path.contains("/.") {
         return Ok(());
@@ -225,7 +226,8 @@ fn resolve_dots(path: &str, found: &mut Vec<String>) -> Result<(), TargetProblem
     Ok(())
 }
 
-/// `//a/b`: a URL without a scheme, so that `a` is a host and the path `/b`. Browsers' parsers skip more slashes.
+/// `//a/b`: a URL without a scheme, so that `a` is a host and the path `/b`. Browsers' parsers skip
+/// more slashes.
 fn cut_authority(path: &str, found: &mut Vec<String>) -> Result<(), TargetProblem> {
     let Some(rest) = path.strip_prefix("//") else { return Ok(()) };
     for rest in [rest, rest.trim_start_matches('/')] {

@@ -104,7 +104,8 @@ fn subjects_stay_in_their_namespace() {
     assert_eq!(isolated(staging).0, "++-");
 }
 
-/// What is legal and no pod can have selects nothing, in both kinds of policy; what cannot be read isolates.
+/// What is legal and no pod can have selects nothing, in both kinds of policy; what cannot be read
+/// isolates.
 #[test]
 fn a_label_that_no_pod_can_have_selects_nothing() {
     let label = |key: &str| json!({"matchLabels": {key: ""}});

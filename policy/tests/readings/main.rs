@@ -250,7 +250,8 @@ fn what_a_real_server_sees_is_one_of_the_readings() {
     for (target, seen) in targets.iter().zip(answers) {
         let path = |text: &str| model::canonical(text.split('?').next().unwrap_or_default());
         let known: BTreeSet<String> = Readings::of(target).unwrap().iter().map(path).collect();
-        // A slash at the end is no other path to Python, nor what it replaces because it is not UTF-8.
+        // A slash at the end is no other path to Python, nor what it replaces because it is not
+        // UTF-8.
         let known_without: BTreeSet<&str> = known.iter().map(|path| path.trim_end_matches('/')).collect();
         for seen in seen.iter().filter(|seen| !seen.contains('\u{fffd}')) {
             let seen = model::canonical(seen);

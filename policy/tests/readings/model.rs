@@ -1,4 +1,5 @@
-//! Servers' normalisers, written without regard to the product's: each a list of steps on text, in any order.
+//! Servers' normalisers, written without regard to the product's: each a list of steps on text, in
+//! any order.
 
 /// One step that some server takes.
 #[derive(Clone, Copy, Debug)]
@@ -194,7 +195,8 @@ fn remove_dot_segments(path: &str) -> Option<String> {
     Some(output)
 }
 
-/// One spelling for what is the same to every server: characters that need an escape are escaped, in capitals.
+/// One spelling for what is the same to every server: characters that need an escape are escaped,
+/// in capitals.
 pub(crate) fn canonical(text: &str) -> String {
     let (path, query) = text.split_at(text.find('?').unwrap_or(text.len()));
     let mut out = String::new();

@@ -3,7 +3,8 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-/// Reads targets, one a line in hexadecimal; answers each with what its parsers see, likewise, in one line.
+/// Reads targets, one a line in hexadecimal; answers each with what its parsers see, likewise, in
+/// one line.
 const PROGRAM: &str = r#"
 import posixpath, sys, types
 from http.server import SimpleHTTPRequestHandler

@@ -1,4 +1,5 @@
-//! Where the body of a request ends (RFC 9112 sections 6 and 7), found while its bytes pass through unchanged.
+//! Where the body of a request ends (RFC 9112 sections 6 and 7), found while its bytes pass through
+//! unchanged.
 
 use crate::limits;
 use crate::refusal::{Refusal, is_refused_trailer};

@@ -47,7 +47,8 @@ pub(super) struct Outcome {
 struct Progress {
     request_done: Cell<bool>,
     request_done_now: Notify,
-    /// Bytes of the response, not only of interim ones, may have been sent: too late for an answer of ours.
+    /// Bytes of the response, not only of interim ones, may have been sent: too late for an answer
+    /// of ours.
     response_begun: Cell<bool>,
     client_ended: Cell<bool>,
 }
@@ -362,7 +363,8 @@ impl<C> Reply<'_, '_, C> {
     ) -> Result<Response, Broken> {
         let stall = self.session.timeouts().stall;
         let mut body = ReplyBody::new(head.framing);
-        // What came with the head is checked before the head is sent: there can be an answer of ours until then.
+        // What came with the head is checked before the head is sent: there can be an answer of
+        // ours until then.
         let mut passed = body.advance(&buffer).map_err(Broken::Invalid)?;
         self.begin(&head);
         let first = passed.bytes(&buffer);

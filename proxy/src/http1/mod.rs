@@ -5,8 +5,9 @@
 //! and `100 Continue`, `103 Early Hints`, reason phrases, trailers and half-closed connections are the server's and the
 //! client's business.
 //!
-//! A client is held to the letter of the protocol. A server is not: what it sends is put right where it can be read in
-//! one way only ([`normal`], [`reply`]), so that a client reads the same as the proxy, and refused where it cannot.
+//! A client is held to the letter of the protocol. A server is not: what it sends is put right
+//! where it can be read in one way only ([`normal`], [`reply`]), so that a client reads the same as
+//! the proxy, and refused where it cannot.
 
 mod body;
 mod exchange;
@@ -167,7 +168,8 @@ impl<'a, C: Connect> Connection<'a, C> {
             if is_first {
                 return Next::End(self.answer_last(Refusal::Unreachable, current).await);
             }
-            // As if the client had met the server's close itself: it dials again, perhaps another server.
+            // As if the client had met the server's close itself: it dials again, perhaps another
+            // server.
             note(current, |record| record.reason = Refusal::Unreachable.reason());
             return Next::End(End::Clean);
         };
@@ -207,7 +209,8 @@ impl<'a, C: Connect> Connection<'a, C> {
         }
     }
 
-    /// Whether a body is short enough, as far as can be told now. (A client that is told of the close stops sending.)
+    /// Whether a body is short enough, as far as can be told now. (A client that is told of the
+    /// close stops sending.)
     fn may_discard(&self, framing: body::Framing) -> bool {
         match framing {
             body::Framing::Length(length) => length <= limits::DISCARD_BYTES,
@@ -344,7 +347,8 @@ fn record<C: Connect>(session: &Session<C>, head: &RequestHead, judgement: Judge
     session.record(head.protocol(), head.parts(), judgement)
 }
 
-/// Whether the server has ended its side, or spoken although it had nothing to say. Costs no system call where it has not.
+/// Whether the server has ended its side, or spoken although it had nothing to say. Costs no system
+/// call where it has not.
 fn is_spent(upstream: &TcpStream) -> bool {
     !matches!(upstream.try_read(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
 }

@@ -1,6 +1,7 @@
-//! Response heads and trailers that strict parsers refuse and that can be read in one way only, brought into the form
-//! that all parsers agree on. RFC 9112 has a rule for each: bare LF (2.2), bare CR (2.2), folded lines (5.2), space
-//! before the colon (5.1). Requests have no such tolerance here.
+//! Response heads and trailers that strict parsers refuse and that can be read in one way only,
+//! brought into the form that all parsers agree on. RFC 9112 has a rule for each: bare LF (2.2),
+//! bare CR (2.2), folded lines (5.2), space before the colon (5.1). Requests have no such tolerance
+//! here.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -34,7 +35,8 @@ fn lines(raw: &[u8]) -> impl Iterator<Item = &[u8]> {
         .take_while(|line| !line.is_empty())
 }
 
-/// Spaces between its parts are one; a later version than 1.1 is 1.1, the highest that both ends know here.
+/// Spaces between its parts are one; a later version than 1.1 is 1.1, the highest that both ends
+/// know here.
 fn status_line(line: &[u8], out: &mut BytesMut) -> Result<(), Fault> {
     let (version, rest) = line.split_at_checked(8).ok_or("Not an HTTP response")?;
     let (name, number) = version.split_at(5);

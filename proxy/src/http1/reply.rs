@@ -1,5 +1,6 @@
-//! Where the body of a response ends, found while its bytes pass. What can be read in one way only is put right on its
-//! way: strict clients refuse padded chunk sizes and bare LF, others do not, and all agree on what goes out here.
+//! Where the body of a response ends, found while its bytes pass. What can be read in one way only
+//! is put right on its way: strict clients refuse padded chunk sizes and bare LF, others do not,
+//! and all agree on what goes out here.
 
 use bytes::{Bytes, BytesMut};
 
@@ -66,8 +67,8 @@ impl ReplyBody {
         }
     }
 
-    /// The server has ended its side. Gives what is left to send if nothing is missing: after the last chunk only an
-    /// empty line can be.
+    /// The server has ended its side. Gives what is left to send if nothing is missing: after the
+    /// last chunk only an empty line can be.
     pub(super) fn end(&mut self) -> Option<Bytes> {
         match &mut self.0 {
             State::UntilClose => Some(Bytes::new()),
@@ -131,7 +132,8 @@ impl Default for Chunks {
 
 const INVALID: Fault = "Invalid chunked body";
 
-/// Fields that frame a message or say what its connection is for: some clients would merge them into the head.
+/// Fields that frame a message or say what its connection is for: some clients would merge them
+/// into the head.
 const NO_TRAILERS: [&str; 5] = ["content-length", "transfer-encoding", "connection", "upgrade", "trailer"];
 
 fn passes_as_trailer(name: &[u8]) -> bool {

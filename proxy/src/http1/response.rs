@@ -15,7 +15,8 @@ use crate::limits;
 /// A response head that can be read in one way only.
 #[derive(Debug)]
 pub(crate) struct ResponseHead {
-    /// What is forwarded: as it came, but for fields of this connection only and for what strict parsers refuse.
+    /// What is forwarded: as it came, but for fields of this connection only and for what strict
+    /// parsers refuse.
     pub(crate) forwarded: Bytes,
     /// Status code.
     pub(crate) status: u16,
@@ -194,14 +195,14 @@ impl Described {
         }
     }
 
-    /// Whether another party may read the end of the body in another way (RFC 9112 sections 6.1 and 6.3): nothing may
-    /// follow on the connection then.
+    /// Whether another party may read the end of the body in another way (RFC 9112 sections 6.1 and
+    /// 6.3): nothing may follow on the connection then.
     fn is_faulty(&self, minor: u8, asked: Asked) -> bool {
         self.coding != Coding::None && (self.length.is_some() || minor == 0 || asked.is_http10)
     }
 
-    /// What is not as all parsers expect it is said once and plainly. Without a body, a length is only that of HEAD and 304
-    /// (`may_describe`).
+    /// What is not as all parsers expect it is said once and plainly. Without a body, a length is
+    /// only that of HEAD and 304 (`may_describe`).
     fn put_right(&self, edits: &mut Edits, raw: &Bytes, fields: &[Header<'_>], may_describe: bool) {
         let bodiless_length = !may_describe && self.length.is_some_and(|length| length > 0);
         let drops_length = self.repeats_length || self.coding != Coding::None || bodiless_length;

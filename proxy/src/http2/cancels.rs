@@ -1,5 +1,5 @@
-//! Streams that a client cancels: each has cost the server a request. A client may cancel what it likes as long as it also takes
-//! answers, or takes its time.
+//! Streams that a client cancels: each has cost the server a request. A client may cancel what it
+//! likes as long as it also takes answers, or takes its time.
 
 use std::cell::Cell;
 use std::time::Instant;

@@ -1,5 +1,5 @@
-//! What `h2` does not tell of the frames that it reads: whether a header block has begun that is not complete, and whether the
-//! other side wants no more streams.
+//! What `h2` does not tell of the frames that it reads: whether a header block has begun that is
+//! not complete, and whether the other side wants no more streams.
 
 use super::PREFACE;
 

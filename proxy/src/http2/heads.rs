@@ -1,6 +1,7 @@
-//! Heads of a client, before `h2` gets them. `h2` ends the whole connection for most of what can be wrong with a field, and says
-//! nothing of the request; RFC 9113 section 8.1.1 asks for the end of the stream only. So blocks are decoded here: a good head
-//! is passed on with every field in full, a malformed one as an empty request whose fault stands beside it.
+//! Heads of a client, before `h2` gets them. `h2` ends the whole connection for most of what can be
+//! wrong with a field, and says nothing of the request; RFC 9113 section 8.1.1 asks for the end of
+//! the stream only. So blocks are decoded here: a good head is passed on with every field in full,
+//! a malformed one as an empty request whose fault stands beside it.
 
 use bytes::Bytes;
 use http::Method;
@@ -24,7 +25,8 @@ pub(super) struct Fault {
 /// What stands for a malformed request, for `h2`: the answer is sent on its stream.
 const NOTHING: &[u8] = &[0x82, 0x86, 0x84];
 
-/// What stands for malformed trailers: a field that no message of HTTP/2 may have, for which `h2` resets the stream.
+/// What stands for malformed trailers: a field that no message of HTTP/2 may have, for which `h2`
+/// resets the stream.
 const MALFORMED: &[u8] = b"\x00\x0aconnection\x05close";
 
 /// One block, as it is decoded.
@@ -169,7 +171,8 @@ fn is_value_byte(byte: u8) -> bool {
     byte == b'\t' || byte >= b' ' && byte != 0x7f
 }
 
-/// Whether it can be carried. A `#` is cut off by the `http` crate, with what follows: HTTP/1 refuses it, too.
+/// Whether it can be carried. A `#` is cut off by the `http` crate, with what follows: HTTP/1
+/// refuses it, too.
 fn is_path(path: &[u8]) -> bool {
     let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/?&=-_.~%:,+".contains(byte);
     path.first() == Some(&b'/') && path.iter().all(is_plain)

@@ -1,5 +1,5 @@
-//! What a client sends, on its way to `h2`: header blocks are replaced by what [`super::heads`] makes of them, everything else
-//! passes untouched, without a copy.
+//! What a client sends, on its way to `h2`: header blocks are replaced by what [`super::heads`]
+//! makes of them, everything else passes untouched, without a copy.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;

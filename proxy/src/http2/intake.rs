@@ -1,5 +1,6 @@
-//! Requests in the order in which they came. `h2` reads on whenever it is asked for the next one, and keeps what it has read:
-//! here all of them are taken out, accounted for and judged, before more is read. So no more of them wait than one turn reads.
+//! Requests in the order in which they came. `h2` reads on whenever it is asked for the next one,
+//! and keeps what it has read: here all of them are taken out, accounted for and judged, before
+//! more is read. So no more of them wait than one turn reads.
 
 use std::cell::Cell;
 use std::future::poll_fn;

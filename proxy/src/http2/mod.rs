@@ -136,7 +136,8 @@ impl<'a, C: Connect> Connection<'a, C> {
                     break end;
                 }
                 () = one_ends(&streams) => self.streams_ended(&streams),
-                // Streams that the server has finished have all of it; the others learn of the end where it cuts them off.
+                // Streams that the server has finished have all of it; the others learn of the end
+                // where it cuts them off.
                 () = self.drive_upstream() => self.goes_away.set(true),
                 accepted = self.intake.next(&mut server) => match accepted {
                     Some(Ok((request, respond))) => {
@@ -211,7 +212,8 @@ impl<'a, C: Connect> Connection<'a, C> {
         }
     }
 
-    /// Moves what the upstream connection carries, until the server wants no more streams on it, or it has ended.
+    /// Moves what the upstream connection carries, until the server wants no more streams on it, or
+    /// it has ended.
     async fn drive_upstream(&self) {
         poll_fn(|context| {
             let mut driver = self.driver.borrow_mut();

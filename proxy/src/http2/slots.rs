@@ -1,5 +1,6 @@
-//! The streams that a server lets be open at a time (its SETTINGS_MAX_CONCURRENT_STREAMS). `h2` keeps one above that for as
-//! long as it takes, and tells nobody; here it waits for a while and is then refused.
+//! The streams that a server lets be open at a time (its SETTINGS_MAX_CONCURRENT_STREAMS). `h2`
+//! keeps one above that for as long as it takes, and tells nobody; here it waits for a while and is
+//! then refused.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -9,7 +10,8 @@ use tokio::sync::Notify;
 
 use super::piece::Piece;
 
-/// How often the server's limit is looked at while a stream waits: settings that raise it wake no stream.
+/// How often the server's limit is looked at while a stream waits: settings that raise it wake no
+/// stream.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// The streams that are open on one upstream connection.

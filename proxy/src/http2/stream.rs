@@ -53,8 +53,9 @@ pub(super) async fn serve<C: Connect>(
     }
 }
 
-/// Takes what the client still sends of a request that has had its whole response. Without this `h2` resets the stream, and
-/// some clients forget a response that a reset follows (curl before 7.89).
+/// Takes what the client still sends of a request that has had its whole response. Without this
+/// `h2` resets the stream, and some clients forget a response that a reset follows (curl before
+/// 7.89).
 async fn discard(body: &mut RecvStream) {
     if !body.is_end_stream() {
         let _ = tokio::time::timeout(limits::H2_DISCARD_TIME, take_rest(body)).await;
@@ -226,8 +227,8 @@ impl<C: Connect> Stream<'_, '_, C> {
         }
     }
 
-    /// Lets a gRPC client end its request before it is refused, if it does so soon. The answer is a 200, and curl waits for ever
-    /// for the end of an upload that such an answer overtakes.
+    /// Lets a gRPC client end its request before it is refused, if it does so soon. The answer is a
+    /// 200, and curl waits for ever for the end of an upload that such an answer overtakes.
     async fn hear_out(&self, body: &mut RecvStream) {
         if self.head.is_grpc && !body.is_end_stream() {
             let _ = tokio::time::timeout(limits::H2_HEAR_OUT, take_rest(body)).await;

@@ -82,8 +82,8 @@ impl Maps {
         })
     }
 
-    /// Writes the node's configuration; in force for the next packet. `config_flag::SWAPPING` stays as it is in the
-    /// map: it belongs to [`crate::lower::Plan::apply`] alone.
+    /// Writes the node's configuration; in force for the next packet. `config_flag::SWAPPING` stays
+    /// as it is in the map: it belongs to [`crate::lower::Plan::apply`] alone.
     ///
     /// # Errors
     /// [`Error::Invalid`] if `slots` is no number of listeners, [`Error::Map`] if the kernel refuses.
@@ -183,8 +183,8 @@ impl Maps {
         Ok(found.into_iter().map(|(address, identity)| (address.into(), identity)).collect())
     }
 
-    /// Makes the map of ranges hold these, each with one of [`layout::range_kind`]. What is new is there before what is old
-    /// goes. Whether anything was different.
+    /// Makes the map of ranges hold these, each with one of [`layout::range_kind`]. What is new is
+    /// there before what is old goes. Whether anything was different.
     ///
     /// # Errors
     /// [`Error::Full`] at `limits::RANGES`, else [`Error::Map`].

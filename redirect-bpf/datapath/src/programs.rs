@@ -21,7 +21,8 @@ const LOAD_ATTEMPTS: u32 = 20;
 pub struct Datapath {
     ebpf: Ebpf,
     pin_dir: PathBuf,
-    /// Every map that the programs work on, in the order of `layout_check::ALL`: to be pinned again should the pins be removed.
+    /// Every map that the programs work on, in the order of `layout_check::ALL`: to be pinned again
+    /// should the pins be removed.
     held: Vec<MapData>,
     /// The maps, to read and to fill.
     pub maps: Maps,
@@ -56,8 +57,9 @@ impl Datapath {
         Ok(Self { ebpf, pin_dir: pin_dir.to_owned(), held: held?, maps: Maps::open(pin_dir)? })
     }
 
-    /// Pins the maps again whose pins were removed or stand for other maps: a proxy that starts finds its listeners' map by the pin, and
-    /// the programs work on the maps that are held here, whatever is pinned. Returns their names.
+    /// Pins the maps again whose pins were removed or stand for other maps: a proxy that starts
+    /// finds its listeners' map by the pin, and the programs work on the maps that are held here,
+    /// whatever is pinned. Returns their names.
     ///
     /// # Errors
     /// [`Error::Pin`] with the pin that cannot be made; those before it are.
@@ -156,7 +158,8 @@ impl Datapath {
         links::pinned(&self.pin_dir)
     }
 
-    /// Whether a program is attached where it should be: it is pinned, and nothing took it off since.
+    /// Whether a program is attached where it should be: it is pinned, and nothing took it off
+    /// since.
     ///
     /// # Errors
     /// [`Error::Link`] if the kernel does not say.

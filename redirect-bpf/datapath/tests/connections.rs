@@ -312,8 +312,8 @@ fn rule_5_either_sides_segment_restores_the_openers_entry() {
 #[test]
 fn rule_5_a_connection_that_its_pod_does_not_have_is_not_restored() {
     let Some(mut bench) = bench("c-forged") else { return };
-    // A lets nobody in and may send everything: whatever it says could be an answer. B is closed outwards, and would let
-    // A in.
+    // A lets nobody in and may send everything: whatever it says could be an answer. B is closed
+    // outwards, and would let A in.
     bench.put_a(endpoint_flag::ENFORCE_INGRESS);
     bench.put_b(endpoint_flag::ENFORCE_EGRESS);
     let stranger = (WORLD, 443);

@@ -1,4 +1,5 @@
-//! Fragments: the later ones share the verdict of the first, whatever their order and whatever was allowed before.
+//! Fragments: the later ones share the verdict of the first, whatever their order and whatever was
+//! allowed before.
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -43,7 +44,8 @@ fn later_fragments_are_judged_by_the_first_one_that_was_allowed() {
     for offset in [1480, 8, 2960] {
         assert_eq!(bench.a_sends(&allowed(offset, true)).action, REDIRECT, "{offset}");
     }
-    // A datagram that was refused: none of its pieces, also where it takes the number of one that was allowed.
+    // A datagram that was refused: none of its pieces, also where it takes the number of one that
+    // was allowed.
     for id in [8, 7] {
         bench.events();
         assert_eq!(bench.a_sends(&denied(id, 0)).action, DROP);
@@ -170,7 +172,8 @@ fn large_datagrams_and_pings_pass_between_pods_the_node_and_the_world() {
     }
     assert!(node.a.run(|| echoes(POD_B, 3_000)) && node.outside.run(|| echoes(POD_B, 3_000)));
     assert!(echoes(POD_B, 3_000) && node.a.run(|| echoes(OUTSIDE, 3_000)));
-    // A port that is not allowed gets nothing of it, and what was lost on the way keeps nothing back.
+    // A port that is not allowed gets nothing of it, and what was lost on the way keeps nothing
+    // back.
     let closed = node.b.run(|| UdpSocket::bind((POD_B, 54)).unwrap());
     closed.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
     a.send_to(&[1; 3_000], (POD_B, 54)).unwrap();

@@ -93,7 +93,8 @@ fn from_tunnel_drops_what_it_cannot_read() {
 fn from_uplink_drops_what_it_cannot_read_if_it_is_for_a_pod() {
     let Some(bench) = bench("m-from-uplink") else { return };
     for (what, reason, packet) in bad_packets(WORLD, POD_B) {
-        // An error that is about no proxied flow, and a fragment of whatever, are to_pod's to refuse.
+        // An error that is about no proxied flow, and a fragment of whatever, are to_pod's to
+        // refuse.
         if what.starts_with("ICMP error") || what.contains("fragment") {
             assert_eq!(bench.uplink_delivers(&frame(0x0800, &packet)).verdict(), (NEXT, 0), "{what}");
             continue;

@@ -1,5 +1,5 @@
-//! Where a packet really came from, with real frames: what claims a remote address without having come by the tunnel, and
-//! what the node gave another address after it was judged.
+//! Where a packet really came from, with real frames: what claims a remote address without having
+//! come by the tunnel, and what the node gave another address after it was judged.
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -83,7 +83,8 @@ fn no_frame_in_clear_brings_what_only_the_tunnel_may_bring() {
     // All but the nested ones of the uplink, which are refused as such.
     assert_eq!(counters.get(Reason::Unencrypted), 3 * (3 + 6), "{counters:?}");
     assert_eq!(counters.get(Reason::TaggedFrame), 3 * 3);
-    // The same frames arrive where nothing must be proven: what was refused could have been delivered.
+    // The same frames arrive where nothing must be proven: what was refused could have been
+    // delivered.
     node.bench.set_config(|config| config.flags = 0);
     send(&node, &[], POD_R);
     send(&node, &[priority], POD_R);
@@ -98,7 +99,8 @@ fn what_the_node_translates_after_the_verdict_is_judged_for_where_it_goes() {
     node.bench.protect_b();
     let server = node.b.run(|| UdpSocket::bind(SERVER).unwrap());
     let client = node.a.run(|| UdpSocket::bind((POD_A, 5_000)).unwrap());
-    // Without connection tracking, as IPVS and others do it: what goes to a remote pod, and to an address that no pod has.
+    // Without connection tracking, as IPVS and others do it: what goes to a remote pod, and to an
+    // address that no pod has.
     let table = format!(
         "table ip rewrite {{ chain pre {{ type filter hook prerouting priority -310; \
             ip daddr {{ {POD_R}, {POD_UNKNOWN} }} ip daddr set {POD_B}; }}; }}"

@@ -1,4 +1,5 @@
-//! What leaves the node: into the tunnel past the stack, and by the uplink nothing that should have gone there.
+//! What leaves the node: into the tunnel past the stack, and by the uplink nothing that should have
+//! gone there.
 
 #[cfg(test)]
 mod common;

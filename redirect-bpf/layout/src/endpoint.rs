@@ -38,7 +38,8 @@ pub struct Endpoint {
 
 /// Bits of [`Config::flags`].
 pub mod config_flag {
-    /// What claims the address of a remote pod or of another node enters a pod only by way of the tunnel.
+    /// What claims the address of a remote pod or of another node enters a pod only by way of the
+    /// tunnel.
     pub const ENCRYPTED: u32 = 1;
     /// A snapshot is being written: identities and rules may be of two. What is denied meanwhile is dropped, and ends
     /// no live flow.
@@ -61,7 +62,7 @@ pub struct Config {
     pub loopback_ifindex: u32,
     /// Bits of [`config_flag`].
     pub flags: u32,
-    /// Index of the tunnel's device, the only one that proves who sent what another node or a pod of it claims; 0 while
-    /// there is none.
+    /// Index of the tunnel's device, the only one that proves who sent what another node or a pod
+    /// of it claims; 0 while there is none.
     pub tunnel_ifindex: u32,
 }

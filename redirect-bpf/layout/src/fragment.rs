@@ -18,7 +18,8 @@ pub struct FragmentKey {
     pub reserved: [u8; 3],
 }
 
-/// What its first piece said, which alone carries the transport header. There is none of a datagram that was refused.
+/// What its first piece said, which alone carries the transport header. There is none of a datagram
+/// that was refused.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 pub struct FragmentNote {

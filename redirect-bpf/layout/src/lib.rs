@@ -52,7 +52,8 @@ pub mod mark {
     pub const JUDGED: u32 = 0x300;
     /// Sent by the proxy, on either leg.
     pub const FROM_PROXY: u32 = 0xa00;
-    /// Sent by a pod to another node: leaves through the tunnel only. Judged like an unmarked packet in all else.
+    /// Sent by a pod to another node: leaves through the tunnel only. Judged like an unmarked
+    /// packet in all else.
     pub const ONLY_ENCRYPTED: u32 = 0x400;
 }
 
@@ -88,8 +89,8 @@ pub mod limits {
     pub const ENDPOINTS: u32 = 4096;
     /// Addresses of one cluster: 5,000 nodes and 150,000 pods are Kubernetes' own limits.
     pub const IDENTITIES: u32 = 262_144;
-    /// Ranges of pods and addresses of nodes: 5,000 nodes, Kubernetes' own limit, with two ranges and a few addresses
-    /// each.
+    /// Ranges of pods and addresses of nodes: 5,000 nodes, Kubernetes' own limit, with two ranges
+    /// and a few addresses each.
     pub const RANGES: u32 = 32_768;
     /// Lowered rules of one node: 256 endpoints of 1,000 prefixes each.
     pub const RULES: u32 = 262_144;
@@ -100,11 +101,13 @@ pub mod limits {
     pub const QUOTA_ENTRIES: u32 = CONNECTIONS / 8;
     /// Length of a quota window in nanoseconds: 10 s.
     pub const QUOTA_WINDOW_NS: u64 = 10_000_000_000;
-    /// Datagrams that come in pieces, about 100 bytes each: 1.6 MiB. Linux holds at most 4 MiB of pieces until they are whole
-    /// (`ipfrag_high_thresh`), some 3,000 datagrams; this is five times that. At the limit the one used least recently goes,
-    /// and its later pieces are counted as `fragment_without_first`.
+    /// Datagrams that come in pieces, about 100 bytes each: 1.6 MiB. Linux holds at most 4 MiB of
+    /// pieces until they are whole (`ipfrag_high_thresh`), some 3,000 datagrams; this is five times
+    /// that. At the limit the one used least recently goes, and its later pieces are counted as
+    /// `fragment_without_first`.
     pub const FRAGMENTS: u32 = 16_384;
-    /// How long later pieces are known by their first: as long as Linux waits for them (`ipfrag_time`), 30 s.
+    /// How long later pieces are known by their first: as long as Linux waits for them
+    /// (`ipfrag_time`), 30 s.
     pub const FRAGMENT_LIFE_NS: u64 = 30_000_000_000;
     /// Listener slots: threads of one proxy (64) for two masters at once.
     pub const LISTENERS: u32 = 128;

@@ -1,4 +1,5 @@
-/// What an address range holds. The longest prefix counts: a node's address within a range of pods is a node's.
+/// What an address range holds. The longest prefix counts: a node's address within a range of pods
+/// is a node's.
 pub mod range_kind {
     /// Pods of this node.
     pub const OWN_PODS: u32 = 1;

@@ -108,9 +108,11 @@ reasons! {
     TaggedFrame = 56, "tagged_frame";
     /// Dropped: a later fragment whose first one was not seen here, or was refused.
     FragmentWithoutFirst = 57, "fragment_without_first";
-    /// Dropped: a first fragment too short for its transport header, or a later one that reaches into that.
+    /// Dropped: a first fragment too short for its transport header, or a later one that reaches
+    /// into that.
     FragmentHidesHeader = 58, "fragment_hides_header";
-    /// Dropped: on its way out of the uplink in clear, though it is between pods, or between a pod and a node.
+    /// Dropped: on its way out of the uplink in clear, though it is between pods, or between a pod
+    /// and a node.
     LeavesInClear = 60, "leaves_in_clear";
 }
 

@@ -52,8 +52,8 @@ pub(crate) fn only_encrypted(ctx: &TcContext) -> i32 {
     NEXT
 }
 
-/// Into the tunnel, past the stack, whatever routes there are. None if the packet is longer than the tunnel takes: the
-/// stack tells its sender so.
+/// Into the tunnel, past the stack, whatever routes there are. None if the packet is longer than
+/// the tunnel takes: the stack tells its sender so.
 #[inline(always)]
 pub(crate) fn into_tunnel(ctx: &TcContext, config: &Config) -> Option<i32> {
     if config.tunnel_ifindex == 0 {

@@ -114,7 +114,8 @@ pub(crate) fn standing(entry: &ConnectionEntry, place: &Place, ends: &Ends) -> S
     }
 }
 
-/// Whether the packet is one of a direct flow that was judged for these very ends; a SYN only of the one that opened it.
+/// Whether the packet is one of a direct flow that was judged for these very ends; a SYN only of
+/// the one that opened it.
 #[inline(always)]
 pub(crate) fn passes(place: &Place, ends: &Ends, is_syn: bool) -> bool {
     let Some(entry) = find(place, ends) else { return false };

@@ -246,10 +246,11 @@ fn open(
     Ok(Fate::Direct)
 }
 
-/// Rule 5 for a segment from the midst of a connection that the table lost, if its pods have that connection:
-/// otherwise a denied peer could send segments of one that was never opened. It is a reply if policy allows its reverse,
-/// or goes on if policy allows it itself. Where the proxy would have to judge, the connection cannot go on: its
-/// requests were never seen, or the proxy that saw them is gone.
+/// Rule 5 for a segment from the midst of a connection that the table lost, if its pods have that
+/// connection: otherwise a denied peer could send segments of one that was never opened. It is a
+/// reply if policy allows its reverse, or goes on if policy allows it itself. Where the proxy would
+/// have to judge, the connection cannot go on: its requests were never seen, or the proxy that saw
+/// them is gone.
 #[inline(always)]
 fn restore(
     ctx: &TcContext,
@@ -293,8 +294,9 @@ fn restore(
     Ok(Fate::Direct)
 }
 
-/// Whether each end that is a pod of this node has the connection in its own stack. What comes through the node's stack may
-/// have been translated, and its sender then knows it by another tuple.
+/// Whether each end that is a pod of this node has the connection in its own stack. What comes
+/// through the node's stack may have been translated, and its sender then knows it by another
+/// tuple.
 #[inline(always)]
 fn pods_have(ctx: &TcContext, packet: &Packet, ends: &Ends, post: Post) -> bool {
     let receiver = ends.destination.endpoint.is_none_or(|pod| sockets::pod_has(ctx, pod, &Tuple::of(packet)));

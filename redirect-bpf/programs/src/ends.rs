@@ -98,8 +98,8 @@ pub(crate) fn claims_pod(end: &End, address: u32, config: &Config) -> bool {
     in_pod_network(address, config) || end.identity >= FIRST_LOCAL_IDENTITY
 }
 
-/// Refuses what claims to be from elsewhere in the cluster without having come by the tunnel, which alone proves it:
-/// `from_uplink` sees one device of several, and not all that comes in there.
+/// Refuses what claims to be from elsewhere in the cluster without having come by the tunnel, which
+/// alone proves it: `from_uplink` sees one device of several, and not all that comes in there.
 #[inline(always)]
 pub(crate) fn prove_origin(
     source: &End,
@@ -126,7 +126,8 @@ pub(crate) fn kind_of(address: u32) -> u32 {
     }
 }
 
-/// Whether a packet of a pod to this address leaves the node through the tunnel and by no other way.
+/// Whether a packet of a pod to this address leaves the node through the tunnel and by no other
+/// way.
 #[inline(always)]
 pub(crate) fn is_behind_tunnel(kind: u32) -> bool {
     matches!(kind, range_kind::PEER_PODS | range_kind::PEER_NODE)

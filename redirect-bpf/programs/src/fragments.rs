@@ -1,5 +1,5 @@
-//! Fragments. Only the first one of a datagram carries the ports by which it is judged; if it is allowed they are noted, and
-//! the later ones are judged by the note.
+//! Fragments. Only the first one of a datagram carries the ports by which it is judged; if it is
+//! allowed they are noted, and the later ones are judged by the note.
 
 use aya_ebpf::bindings::BPF_ANY;
 use layout::{Addr, FragmentKey, FragmentNote, Reason, limits};
@@ -50,14 +50,15 @@ pub(crate) fn note(packet: &Packet) -> bool {
     FRAGMENTS.insert(key(packet), note, u64::from(BPF_ANY)).is_ok()
 }
 
-/// The identification is used again for a datagram that was refused: no later fragment passes by the note of the one before.
+/// The identification is used again for a datagram that was refused: no later fragment passes by
+/// the note of the one before.
 #[inline(never)]
 fn forget(packet: &Packet) {
     let _gone_already = FRAGMENTS.remove(key(packet));
 }
 
-/// What a verdict means for the other fragments of the datagram. None goes to the proxy: its stack would put them together
-/// past the look at each segment.
+/// What a verdict means for the other fragments of the datagram. None goes to the proxy: its stack
+/// would put them together past the look at each segment.
 #[inline(always)]
 pub(crate) fn settle(packet: &Packet, fate: Result<Fate, Reason>) -> Result<Fate, Reason> {
     if packet.piece == Piece::Whole {

@@ -82,7 +82,8 @@ fn out_of_node(ctx: &TcContext, packet: &Packet, ends: &Ends, config: &Config) -
     if in_pod_network(packet.destination, config) {
         return actions::judged(ctx);
     }
-    // The node or the world. It may be translated to a pod of this node, whose ingress is not judged yet.
+    // The node or the world. It may be translated to a pod of this node, whose ingress is not
+    // judged yet.
     actions::unmarked(ctx)
 }
 

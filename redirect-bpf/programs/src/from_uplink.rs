@@ -27,7 +27,8 @@ fn try_from_uplink(ctx: &TcContext, packet: &mut Packet) -> Result<i32, Reason> 
     if is_of_vlan(ctx) {
         return Ok(NEXT);
     }
-    // Behind a tag without a number the node takes off one tag after the other, and what it finds for its own.
+    // Behind a tag without a number the node takes off one tag after the other, and what it finds
+    // for its own.
     if frame.holds_tag() {
         return Err(Reason::TaggedFrame);
     }

@@ -10,10 +10,11 @@
 //! | `to_uplink` | tcx egress, the uplink | `to_uplink.rs` |
 //! | `pick_listener` | sk_lookup, the node's network namespace | `pick_listener.rs` |
 //!
-//! A packet's way through the files: `packet` reads the headers, `ends` says who its two ends are, `decide` applies
-//! the rules in their order (with `connections` for the table, `sockets` for the node's sockets, `judge` for policy,
-//! `icmp` for errors, `fragments` for what comes in pieces), `actions` turns the answer into what the kernel shall do, `report` counts and tells.
-//! Every refusal is an `Err(Reason)` that ends in a program's `ON_ERROR`.
+//! A packet's way through the files: `packet` reads the headers, `ends` says who its two ends are,
+//! `decide` applies the rules in their order (with `connections` for the table, `sockets` for the
+//! node's sockets, `judge` for policy, `icmp` for errors, `fragments` for what comes in pieces),
+//! `actions` turns the answer into what the kernel shall do, `report` counts and tells. Every
+//! refusal is an `Err(Reason)` that ends in a program's `ON_ERROR`.
 //!
 //! On any other target than bpf this is an empty program, so that the workspace can be checked as a whole.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]

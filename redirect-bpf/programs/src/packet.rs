@@ -109,7 +109,8 @@ impl Frame {
         Ok(Self { addresses: [0; 12], ethertype, ip: [0; IPV4] })
     }
 
-    /// Whether a tag stands in the frame itself. The kernel has taken the first one out on the way in.
+    /// Whether a tag stands in the frame itself. The kernel has taken the first one out on the way
+    /// in.
     #[inline(always)]
     pub(crate) fn holds_tag(&self) -> bool {
         matches!(self.ethertype, ETHERTYPE_VLAN | ETHERTYPE_SERVICE_VLAN)

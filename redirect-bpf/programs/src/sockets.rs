@@ -1,4 +1,5 @@
-//! Sockets of the node, which are the proxy's if their local end is not the node's own address; and sockets of pods.
+//! Sockets of the node, which are the proxy's if their local end is not the node's own address; and
+//! sockets of pods.
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, bpf_sock_tuple};
@@ -67,7 +68,8 @@ pub(crate) fn find(ctx: &TcContext, tuple: &Tuple) -> Socket {
     }
 }
 
-/// Whether the pod's own stack has the connection that a segment with this tuple would be delivered to; its remains too.
+/// Whether the pod's own stack has the connection that a segment with this tuple would be delivered
+/// to; its remains too.
 #[inline(always)]
 pub(crate) fn pod_has(ctx: &TcContext, pod: &Endpoint, tuple: &Tuple) -> bool {
     // Which namespace is the pod's is not known: none has it.

@@ -83,8 +83,9 @@ fn try_to_pod(ctx: &TcContext, packet: &mut Packet) -> Result<i32, Reason> {
     }
 }
 
-/// Whether the other program judged just this packet. The mark alone does not say so: what was judged on its way to one
-/// address may have been given another one by the node, and the entry is of the addresses that were judged.
+/// Whether the other program judged just this packet. The mark alone does not say so: what was
+/// judged on its way to one address may have been given another one by the node, and the entry is
+/// of the addresses that were judged.
 #[inline(always)]
 fn was_judged(ctx: &TcContext, packet: &Packet, ends: &Ends, config: &Config) -> bool {
     if packet.is_icmp_error() {

@@ -1,6 +1,7 @@
-//! `to_uplink`: what leaves the node by the uplink. With encryption nothing between pods, or between a pod and a node, may
-//! be among it: that leaves as WireGuard's datagrams, which are between nodes. Routes and firewall say the same, but both
-//! are many programs' and can be flushed by any of them.
+//! `to_uplink`: what leaves the node by the uplink. With encryption nothing between pods, or
+//! between a pod and a node, may be among it: that leaves as WireGuard's datagrams, which are
+//! between nodes. Routes and firewall say the same, but both are many programs' and can be flushed
+//! by any of them.
 
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;

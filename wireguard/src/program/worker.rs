@@ -88,7 +88,8 @@ pub fn run(config: &Config) -> Result<(), WorkerFailed> {
     Ok(result?)
 }
 
-/// Waits for the end, and shows the master meanwhile that this worker's loop turns: it is one branch of that loop.
+/// Waits for the end, and shows the master meanwhile that this worker's loop turns: it is one
+/// branch of that loop.
 async fn told_to_stop(side: &mut WorkerSide) -> Command {
     loop {
         match side.next().await {

@@ -2,7 +2,8 @@
 
 use super::Corrupt;
 
-/// Bits of the code of each byte, and of the end of a string. The code is canonical: these are all of it.
+/// Bits of the code of each byte, and of the end of a string. The code is canonical: these are all
+/// of it.
 #[rustfmt::skip]
 const LENGTHS: [u8; 257] = [
     13, 23, 28, 28, 28, 28, 28, 28, 28, 24, 30, 28, 28, 30, 28, 28, 28, 28, 28, 28, 28, 28, 30, 28, 28, 28, 28, 28, 28, 28, 28, 28,

@@ -1,10 +1,12 @@
-//! Header blocks of HTTP/2 (RFC 7541), decoded as they came: what is wrong in a field is seen, and which field it is.
+//! Header blocks of HTTP/2 (RFC 7541), decoded as they came: what is wrong in a field is seen, and
+//! which field it is.
 
 mod huffman;
 
 use std::collections::VecDeque;
 
-/// Bytes of the table of the fields that came before: what a peer may use that was told nothing else.
+/// Bytes of the table of the fields that came before: what a peer may use that was told nothing
+/// else.
 const TABLE_BYTES: usize = 4096;
 
 /// What a field of the table counts beside its bytes.
@@ -114,7 +116,8 @@ impl Decoder {
     }
 }
 
-/// An integer whose first bits are the lower ones of a byte. Nothing that is legal here is longer than five bytes.
+/// An integer whose first bits are the lower ones of a byte. Nothing that is legal here is longer
+/// than five bytes.
 fn integer(block: &mut &[u8], prefix: u8) -> Result<usize, Corrupt> {
     let mut next = || {
         let (byte, rest) = block.split_first().ok_or(Corrupt)?;

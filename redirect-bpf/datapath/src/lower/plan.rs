@@ -226,7 +226,8 @@ impl Installed {
         self.endpoints.iter().map(|(address, endpoint)| (*address, endpoint))
     }
 
-    /// What the kernel's maps have lost of an address: its endpoint, its identity, the rules of its ruleset. Empty: nothing.
+    /// What the kernel's maps have lost of an address: its endpoint, its identity, the rules of its
+    /// ruleset. Empty: nothing.
     ///
     /// # Errors
     /// [`Error::Map`] if the kernel refuses.
