@@ -72,7 +72,9 @@ struct Enforced {
 
 impl Enforced {
     fn new(name: &str) -> Option<Self> {
-        let bench = bench(name)?;
+        let mut bench = bench(name)?;
+        // With encryption a remote source counts only by the tunnel; here policy alone decides.
+        bench.set_config(|config| config.flags = 0);
         let (installed, origins) = Installed::read(&bench.datapath.maps).unwrap();
         Some(Self { bench, installed, origins, source_port: 1024 })
     }
