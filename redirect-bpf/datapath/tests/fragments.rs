@@ -24,7 +24,7 @@ fn piece(mut frame: Vec<u8>, id: u16, offset: u16, more: bool) -> Vec<u8> {
         frame[ETHERNET + 20..].fill(0xff);
     }
     frame[ETHERNET + 4..ETHERNET + 6].copy_from_slice(&id.to_be_bytes());
-    let bits = offset / 8 | if more { 0x2000 } else { 0 };
+    let bits = (offset / 8) | if more { 0x2000 } else { 0 };
     frame[ETHERNET + 6..ETHERNET + 8].copy_from_slice(&bits.to_be_bytes());
     frame
 }
