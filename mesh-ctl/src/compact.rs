@@ -153,7 +153,7 @@ fn verdict(flow: &Flow) -> &'static str {
 }
 
 /// ` BY api-l7-policy ingress[0].http[1] (CiliumNetworkPolicy)`, one for each direction that was
-/// judged. An error is no policy's.
+/// judged. Empty for an error, which no policy caused.
 fn by(flow: &Flow) -> String {
     let denied = flow.egress_denied_by.iter().chain(&flow.ingress_denied_by);
     let allowed = flow.egress_allowed_by.iter().chain(&flow.ingress_allowed_by);

@@ -24,7 +24,8 @@ fn nearest<'a, T>(asked: &str, known: impl Iterator<Item = (&'a str, T)>) -> Opt
     best.map(|(_, what)| what)
 }
 
-/// Why there is no pod `namespace/name` among these: its namespace, or the pod itself.
+/// Says whether the namespace or the pod of `namespace/name` is missing from `known`, and which
+/// known name may be meant.
 pub fn no_pod(namespace: &str, name: &str, known: &[(String, String)]) -> String {
     let namespaces: BTreeSet<&str> = known.iter().map(|(namespace, _)| namespace.as_str()).collect();
     let wrong = no_namespace(namespace, &namespaces);
@@ -43,7 +44,7 @@ pub fn no_pod(namespace: &str, name: &str, known: &[(String, String)]) -> String
     )
 }
 
-/// `there is no namespace "prodcution"`, unless there is.
+/// The message for a namespace that is not in `known`.
 fn no_namespace(asked: &str, known: &BTreeSet<&str>) -> Option<String> {
     (!known.contains(asked)).then(|| format!("there is no namespace {asked:?}"))
 }

@@ -150,7 +150,7 @@ fn a_node_that_does_not_answer_is_named_and_an_answer_without_it_ends_with_3() {
         (["status"].as_slice(), 3),
         (&["endpoints"], 3),
         (&["observe"], 3),
-        // Every agent knows the whole cluster: what one says is no part.
+        // Every agent knows the whole cluster, so the answer of one is complete.
         (&["policy", "list"], 0),
         (&["explain", "--from", "a/b", "--to", "a/c", "--port", "1"], 1),
     ] {

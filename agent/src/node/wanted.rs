@@ -67,8 +67,8 @@ impl NodeNetwork {
     }
 
     /// Where pods and nodes are, for the programs: what may leave the node only through the tunnel.
-    /// As with routes, the first of several nodes with the same range has it. A node's address stays
-    /// a node's, even inside a range that another node claims for its pods.
+    /// As with routes, the first of several nodes with the same range has it. A node's address
+    /// stays a node's, even inside a range that another node claims for its pods.
     pub fn ranges(&self) -> BTreeMap<IpNet, u32> {
         let v4 = |net: &IpNet| net.addr().is_ipv4();
         let mut ranges = BTreeMap::new();

@@ -23,8 +23,8 @@ use crate::source::Source;
 /// Pods that a problem names. The others are counted: a node may have hundreds, and each has the same trouble.
 const NAMED_PODS: usize = 5;
 
-/// Pause after a look that changes by other programs ask for, in lengths of that look. A program that
-/// changes something all the time, or undoes the repair, costs a fifth of one task's time.
+/// Pause after a look that changes by other programs ask for, in lengths of that look. A program
+/// that changes something all the time, or undoes the repair, costs a fifth of one task's time.
 const PAUSE_IN_LOOKS: u32 = 4;
 
 /// What is known of this node beside its network.

@@ -43,8 +43,8 @@ enum Key {
     NamespaceLabel(String),
     ServiceAccount,
     Cluster,
-    /// A label of source `reserved`: Cilium gives them to what is no pod, and to pods that there
-    /// are none of here.
+    /// A label of source `reserved`: Cilium gives these to peers other than pods, and to kinds of
+    /// pods that do not exist here.
     Reserved(String),
     /// A label that no pod has, of this source.
     Foreign(String),
@@ -147,8 +147,9 @@ impl Selector {
         self.requirements.insert(0, Requirement { key: Key::Namespace, operator });
     }
 
-    /// Which of what is no pod it selects, if it asks for a reserved label; an empty list if
-    /// nothing here has it. Err: it may select what is not told apart here.
+    /// The reserved identities it selects, if it asks for a reserved label; an empty list if no
+    /// identity here has that label. Err: it may select peers that have no identity of their own
+    /// here.
     pub(super) fn reserved(&self) -> Result<Option<Vec<IdentityId>>, String> {
         if let Some(source) = self.requirements.iter().find_map(|requirement| match &requirement.key {
             Key::Foreign(source) if SOURCES_OF_ADDRESSES.contains(&source.as_str()) => Some(source),

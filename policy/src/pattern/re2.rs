@@ -90,7 +90,7 @@ impl<'a> Parser<'a> {
         Ok(Node { text, repeats, is_repetition: false })
     }
 
-    /// One piece that is no operator; several for `\Q..\E`, none for flags.
+    /// One piece other than an operator; several for `\Q..\E`, none for flags.
     fn piece(&mut self, next: char) -> Result<Vec<Node>, String> {
         let flags = self.flags;
         let node = match next {

@@ -25,8 +25,8 @@ fn key(packet: &Packet) -> FragmentKey {
 #[inline(never)]
 pub(crate) fn recall(packet: &mut Packet) -> bool {
     let Some(note) = FRAGMENTS.get_ptr(key(packet)) else { return false };
-    // SAFETY: not null; the kernel keeps the memory, and a value that is recycled under us is the note of another datagram
-    // that was allowed, by whose ports this one is judged.
+    // SAFETY: not null; the kernel keeps the memory. A value that is recycled meanwhile is the note
+    // of another datagram that was allowed, and this one is judged by the ports of that one.
     let note = unsafe { *note };
     packet.source_port = note.source_port;
     packet.destination_port = note.destination_port;
